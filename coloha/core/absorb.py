@@ -1,0 +1,220 @@
+"""How each event changes the facts. Nothing is decided here but what holds in every phase."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from coloha.core.actions import Beat, DropChannel, Severity, SwapRecord
+from coloha.core.context import Context
+from coloha.core.events import (
+    ChannelFailed,
+    ChannelReady,
+    ColoExited,
+    CopyBad,
+    Event,
+    GuestShutdown,
+    Heard,
+    Invited,
+    Launched,
+    LaunchFailed,
+    PeriodChanged,
+    QemuExited,
+    RecordRead,
+    Role,
+    ScriptDone,
+    ScriptFailed,
+    Started,
+    StartRequested,
+    SwapDone,
+    Timer,
+    WitnessFailed,
+)
+from coloha.core.phases import Phase
+
+
+def _started(c: Context, event: Started) -> None:
+    c.started = True
+    c.durable = event.durable
+    c.run = event.found
+    if event.found is not None:
+        c.session = event.found.session
+
+
+def _timer(c: Context, event: Timer) -> None:
+    del c, event  # the time itself is the news
+
+
+def _heard(c: Context, event: Heard) -> None:
+    c.peer = event.peer
+    c.pulse.echoed(event.peer.echo)
+    # A node in INIT does not know its own state yet: what it says is true, but no sign of life.
+    if event.peer.phase is not Phase.INIT:
+        c.detector.heard(c.now, event.peer.pulse)
+
+
+def _answered(c: Context) -> None:
+    c.asking = None
+    c.doubt = False
+    c.read_at = c.now
+    c.witness_retry_at = float("-inf")
+    c.witness_backoff.reset()
+    if c.witness_error is not None:
+        c.witness_error = None
+        c.tell("witness-back", "the witness answers again")
+
+
+def _record_read(c: Context, event: RecordRead) -> None:
+    if event.record is None and c.durable.lineage is not None:
+        # An unmounted folder looks like this. It must never be taken for a fresh start.
+        _witness_failed(c, WitnessFailed("it has no record of this pair any more: is it mounted?"))
+        return
+    _answered(c)
+    c.record = event.record
+
+
+def _swap_done(c: Context, event: SwapDone) -> None:
+    _answered(c)
+    c.record = event.record
+
+
+def _witness_failed(c: Context, event: WitnessFailed) -> None:
+    c.doubt = c.doubt or (event.unknown and isinstance(c.asking, SwapRecord))
+    c.asking = None
+    c.witness_retry_at = c.now + c.witness_backoff.next()
+    if c.witness_error is None:
+        c.tell("witness-unreachable", f"the witness: {event.reason}", Severity.WARNING)
+    c.witness_error = event.reason
+
+
+def _launched(c: Context, event: Launched) -> None:
+    if event.run == c.run:
+        c.alive = True
+
+
+def _launch_failed(c: Context, event: LaunchFailed) -> None:
+    if event.run == c.run:
+        c.trouble = event.reason
+        c.tell("launch-failed", event.reason, Severity.ERROR)
+        _forget_run(c)
+
+
+def _qemu_exited(c: Context, event: QemuExited) -> None:
+    if event.run != c.run:
+        return
+    if c.phase is not Phase.KILL and not c.guest_shutdown:
+        c.trouble = f"QEMU died: {event.status}"
+        c.tell("qemu-exited", c.trouble, Severity.ERROR)
+    _lose_copy(c)
+    _forget_run(c)
+
+
+def _lose_copy(c: Context) -> None:
+    """Give up the session whose only copy on this node is gone (R5, R6)."""
+    if c.session is None or c.run is None or c.guest_shutdown:
+        return
+    taking_part = c.guarded or c.durable.asked == c.session
+    if c.run.role is Role.SECONDARY and not c.owned and not c.guarded:
+        taking_part = True
+    if taking_part:
+        c.give_up(c.session)
+
+
+def _forget_run(c: Context) -> None:
+    c.run = None
+    c.alive = False
+    c.script = None
+    c.outcome = None
+    c.colo_exited = False
+    c.copy_bad = None
+    c.releasable = False
+
+
+def _script_over(c: Context, event: ScriptDone | ScriptFailed) -> None:
+    if c.script is None or event.number != c.script.number:
+        return  # a script that was cut short
+    c.outcome = (c.script.script, event)
+    c.script = None
+
+
+def _colo_exited(c: Context, event: ColoExited) -> None:
+    del event
+    expected = c.phase in (Phase.LEAVE, Phase.PROMOTE, Phase.KILL)
+    if c.run is None or c.colo_exited or expected:
+        return
+    c.colo_exited = True
+    c.tell("colo-exit", "QEMU left COLO", Severity.WARNING)
+    c.actions.append(Beat())
+
+
+def _guest_shutdown(c: Context, event: GuestShutdown) -> None:
+    del event
+    if c.record is None or c.record.primary != c.s.me:
+        return  # a secondary's guest says what only the primary's can mean
+    c.guest_shutdown = True
+    c.tell("guest-shutdown", "the guest shut itself down")
+
+
+def _copy_bad(c: Context, event: CopyBad) -> None:
+    if c.run is None or c.copy_bad is not None:
+        return
+    c.copy_bad = event.reason
+    if c.session is not None and not c.owned:
+        c.give_up(c.session)
+    c.tell("copy-bad", f"the secondary's state is unusable: {event.reason}", Severity.ERROR)
+
+
+def _invited(c: Context, event: Invited) -> None:
+    if c.invited is not None:
+        c.actions.append(DropChannel(c.invited.session, "a newer invitation came"))
+    c.invited = event
+    c.invited_at = c.now
+
+
+def _channel_ready(c: Context, event: ChannelReady) -> None:
+    if event.session == c.session:
+        c.channel = True
+
+
+def _channel_failed(c: Context, event: ChannelFailed) -> None:
+    if event.session == c.session:
+        c.channel = event.reason
+
+
+def _period_changed(c: Context, event: PeriodChanged) -> None:
+    c.pacing.period_s = event.period_s
+
+
+def _start_requested(c: Context, event: StartRequested) -> None:
+    del event
+    if c.phase is Phase.OFF:
+        c.persist(replace(c.durable, off=False))
+    elif c.phase is Phase.HALTED:
+        c.go(Phase.INIT)
+
+
+_ABSORBERS: dict[type, Callable[[Context, Any], None]] = {
+    Started: _started,
+    Timer: _timer,
+    Heard: _heard,
+    RecordRead: _record_read,
+    SwapDone: _swap_done,
+    WitnessFailed: _witness_failed,
+    Launched: _launched,
+    LaunchFailed: _launch_failed,
+    QemuExited: _qemu_exited,
+    ScriptDone: _script_over,
+    ScriptFailed: _script_over,
+    ColoExited: _colo_exited,
+    GuestShutdown: _guest_shutdown,
+    CopyBad: _copy_bad,
+    Invited: _invited,
+    ChannelReady: _channel_ready,
+    ChannelFailed: _channel_failed,
+    PeriodChanged: _period_changed,
+    StartRequested: _start_requested,
+}
+
+
+def absorb(c: Context, event: Event) -> None:
+    """Change the facts as `event` says."""
+    _ABSORBERS[type(event)](c, event)

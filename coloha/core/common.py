@@ -1,0 +1,238 @@
+"""Phases that belong to neither side: finding out where this node stands, and standing aside."""
+
+from dataclasses import replace
+
+from coloha.core.actions import DropChannel, Kill, Launch, Script, Severity
+from coloha.core.context import Context
+from coloha.core.events import Adopted, ColoMode, Role, Run, ScriptDone
+from coloha.core.phases import Phase
+from coloha.core.record import first_record
+
+KILL_AGAIN_S = 1.0
+ADOPT_TIMEOUT_S = 5.0
+
+
+def init(c: Context) -> None:
+    """Read the record before anything else (R4), then take the place it gives this node."""
+    if not c.started:
+        return
+    if c.read_at is None or c.read_at < c.phase_since:
+        c.wait("the witness")
+        c.read_record()
+        return
+    record, known = c.record, c.durable.lineage
+    if record is None and c.run is not None:
+        _halt(c, "a QEMU of this pair runs, but there is neither a record nor a state file")
+    elif record is None:
+        _begin(c)
+    elif known not in (None, record.lineage):
+        _halt(c, "the witness holds the record of another life of this pair")
+    elif record.primary not in (c.s.me, c.s.peer):
+        _halt(c, f"the record names {record.primary}, which is not a node of this pair")
+    elif c.run is not None:
+        _found(c)
+    else:
+        _without_qemu(c)
+
+
+def _halt(c: Context, reason: str) -> None:
+    c.trouble = reason
+    c.tell("halted", reason, Severity.ERROR)
+    c.go(Phase.HALTED)
+
+
+def _begin(c: Context) -> None:
+    """There has never been a record: the first primary makes it, the other node waits for it."""
+    if c.s.first:
+        c.wait("the witness")
+        c.swap_record(first_record(f"{c.s.incarnation:x}", c.s.me))
+    else:
+        c.go(Phase.STANDBY)
+
+
+def _without_qemu(c: Context) -> None:
+    assert c.record is not None
+    if c.record.primary == c.s.me:
+        if c.record.protected and c.record.session is not None:
+            c.session = c.record.session
+            c.give_up(c.record.session)
+            c.go(Phase.YIELDED)
+        else:
+            c.go(Phase.OFF if c.durable.off else Phase.BOOT)
+        return
+    if c.record.secondary == c.s.me and c.record.session is not None:
+        c.give_up(c.record.session)
+    c.session = None
+    c.go(Phase.STANDBY)
+
+
+def _found(c: Context) -> None:
+    """A QEMU runs: keep it if the record and the state file agree that it is no older life."""
+    if c.durable.generation == 0:
+        _halt(c, "a QEMU of this pair runs, but the state file that says of what age is gone")
+    elif _entitled(c):
+        c.go(Phase.ADOPT)
+    else:
+        c.tell("stale-qemu", "the QEMU found running belongs to an older generation")
+        c.go(Phase.KILL)
+
+
+def _entitled(c: Context) -> bool:
+    record, run, generation = c.record, c.run, c.durable.generation
+    assert record is not None
+    assert run is not None
+    if record.primary == c.s.me:
+        # Another node's turn would have used up a generation in between: one step is our own swap.
+        ours = record.generation == generation or (
+            record.generation == generation + 1 and not record.protected
+        )
+        return ours and (run.session is None or run.session != c.durable.gave_up)
+    if run.role is Role.PRIMARY or run.session == c.durable.gave_up:
+        return False
+    if record.protected:
+        return record.session == run.session
+    return record.generation == generation
+
+
+def adopt(c: Context) -> None:
+    """Ask the QEMU that was found what it is doing, and go on from there."""
+    record = c.record
+    assert record is not None
+    if c.run is None:
+        c.go(Phase.INIT)
+        return
+    if c.script is None and c.outcome is None and c.now >= c.again_at:
+        c.start(Script.ADOPT, ADOPT_TIMEOUT_S)
+    outcome = c.finished(Script.ADOPT)
+    if outcome is None:
+        c.wait("QEMU to answer", c.again_at if c.script is None else None)
+    elif isinstance(outcome, ScriptDone):
+        assert isinstance(outcome.result, Adopted)
+        c.alive = True
+        c.tell("adopted", "the running QEMU was taken over; the guest never noticed")
+        _adopted(c, outcome.result.colo)
+    elif c.owned:
+        # It may be the only copy of the VM there is: never kill it for being slow.
+        c.tell("adopt-failed", f"QEMU does not answer: {outcome.reason}", Severity.ERROR)
+        c.again_at = c.now + KILL_AGAIN_S
+        c.wait("QEMU to answer", c.again_at)
+    else:
+        c.go(Phase.KILL)
+
+
+def _adopted(c: Context, colo: ColoMode) -> None:
+    record = c.record
+    assert record is not None
+    if record.primary == c.s.me and record.protected:
+        c.session = record.session
+        c.committed_at = c.now
+        c.held_since = c.now
+        c.go(Phase.PROTECTED if colo is ColoMode.PRIMARY else Phase.DEFEND)
+    elif record.primary == c.s.me and colo is ColoMode.SECONDARY:
+        c.go(Phase.CLAIM)
+    elif record.primary == c.s.me:
+        c.session = None if c.owned else c.durable.asked
+        c.go(Phase.LEAVE if c.owned else Phase.DEFEND)
+    else:
+        c.go(Phase.FOLLOW if colo is ColoMode.SECONDARY else Phase.KILL)
+
+
+def standby(c: Context) -> None:
+    """Wait to be invited; watch for the record to name this node."""
+    record, peer = c.record, c.heard
+    if record is not None and record.primary == c.s.me:
+        c.go(Phase.BOOT)
+        return
+    if peer is not None and peer.generation > (record.generation if record else 0):
+        c.hint()
+    if c.invited is None:
+        c.wait(f"an invitation from {c.s.peer}")
+        return
+    if c.read_at is None or c.read_at < c.invited_at:
+        c.wait("the witness")
+        c.read_record()
+        return
+    _answer_invitation(c)
+
+
+def _answer_invitation(c: Context) -> None:
+    invited, record = c.invited, c.record
+    assert invited is not None
+    c.invited = None
+    if invited.problem is not None:
+        refuse(c, invited.session, invited.problem)
+    elif record is None or record.protected or record.primary != c.s.peer:
+        refuse(c, invited.session, f"the record here is {record}: do both nodes use one witness?")
+    elif record.generation != invited.generation:
+        refuse(c, invited.session, f"the record here is {record}, not of {invited.generation}")
+    elif invited.session == c.durable.gave_up:
+        refuse(c, invited.session, "this session is over")
+    else:
+        c.session = invited.session
+        c.enter_generation()
+        launch(c, Role.SECONDARY, invited.session)
+        c.go(Phase.PREPARE)
+
+
+def refuse(c: Context, session: int, reason: str) -> None:
+    """Turn an invitation down."""
+    c.actions.append(DropChannel(session, reason))
+    c.tell("invitation-refused", reason, Severity.WARNING)
+
+
+def launch(c: Context, role: Role, session: int | None) -> None:
+    """Start a QEMU of this generation."""
+    letter = role.value[0]
+    number = session if session is not None else c.new_number()
+    c.run = Run(f"{letter}-{number:x}", role, session)
+    c.alive = False
+    c.guest_shutdown = False
+    c.colo_exited = False
+    c.copy_bad = None
+    c.actions.append(Launch(c.run))
+
+
+def kill(c: Context) -> None:
+    """See this node's QEMU dead, then find out anew where this node stands."""
+    if c.run is None:
+        c.go(Phase.INIT)
+        return
+    if c.now >= c.again_at:
+        c.actions.append(Kill(c.run))
+        c.again_at = c.now + KILL_AGAIN_S
+    c.wait("QEMU to die", c.again_at)
+
+
+def off(c: Context) -> None:
+    """The guest is off: see to it that nobody takes that for a failure; wait for an operator."""
+    if c.record is not None and c.record.primary == c.s.peer:
+        c.go(Phase.STANDBY)
+    elif c.own():
+        c.session = None
+        if c.durable.off:
+            c.wait("an operator: coloha start")
+        else:
+            c.go(Phase.BOOT)
+
+
+def halted(c: Context) -> None:
+    """Do nothing that could be wrong."""
+    c.wait("an operator")
+
+
+def switched_off(c: Context) -> bool:
+    """If the guest shut itself down and QEMU is gone, go to OFF and return True."""
+    if c.run is not None or not c.guest_shutdown:
+        return False
+    c.guest_shutdown = False
+    c.persist(replace(c.durable, off=True))
+    c.go(Phase.OFF)
+    return True
+
+
+def overtaken(c: Context) -> bool:
+    """Whether the other node speaks for the VM in a newer generation than our QEMU's."""
+    record, peer, mine = c.record, c.peer, c.durable.generation
+    if record is not None and record.primary == c.s.peer and record.generation > mine:
+        return True
+    return peer is not None and peer.owner and peer.generation > mine

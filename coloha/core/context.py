@@ -1,0 +1,316 @@
+"""What the machine knows, and the verbs with which its phases act.
+
+Events only change facts (`absorb.py`); each phase then looks at the facts and decides
+(`primary.py`, `secondary.py`, `common.py`). So it never matters in which order facts arrived.
+"""
+
+from dataclasses import dataclass, field, replace
+
+from coloha.core.actions import (
+    Action,
+    Beat,
+    Persist,
+    ReadRecord,
+    RunScript,
+    Script,
+    Severity,
+    SwapRecord,
+    Tell,
+)
+from coloha.core.detector import Detector, Pulse
+from coloha.core.events import (
+    Durable,
+    Invited,
+    PeerState,
+    Run,
+    ScriptDone,
+    ScriptFailed,
+)
+from coloha.core.pacing import Backoff, Pacing
+from coloha.core.phases import TRANSITIONS, Phase
+from coloha.core.record import Record, swap_problem
+
+REREAD_S = 0.2
+"""Shortest time between two reads of the record that are only prompted by a hint."""
+
+
+class InvariantError(AssertionError):
+    """The machine was about to break a promise: a bug. The pair is held, nothing is released."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the machine is told once. Times are seconds.
+
+    `incarnation` is a random number of 40 bits, new with each start of the daemon: runs, sessions
+    and lineages made from it are unlike all earlier ones.
+    """
+
+    pair: str
+    me: str
+    peer: str
+    first: bool
+    incarnation: int
+    period_s: float = 0.05
+    stall_timeout_s: float = 3.0
+    interval_s: float = 0.1
+    misses: int = 5
+    invite_timeout_s: float = 30.0
+    sync_timeout_s: float = 600.0
+    cold_start_after_s: float = 30.0
+    retry_min_s: float = 0.5
+    retry_max_s: float = 60.0
+
+
+@dataclass(slots=True)
+class Context:
+    """Facts and verbs. The fields are the machine's whole state."""
+
+    s: Settings
+    detector: Detector
+    pulse: Pulse
+    pacing: Pacing
+    now: float = 0.0
+    actions: list[Action] = field(default_factory=list)
+    wakes: list[float] = field(default_factory=list)
+
+    phase: Phase = Phase.INIT
+    phase_since: float = 0.0
+    started: bool = False
+    durable: Durable = field(default_factory=Durable)
+
+    record: Record | None = None
+    read_at: float | None = None
+    asking: ReadRecord | SwapRecord | None = None
+    doubt: bool = False
+    """A swap of ours may have been made, or may yet be."""
+    witness_error: str | None = None
+    witness_retry_at: float = float("-inf")
+
+    run: Run | None = None
+    alive: bool = False
+    """The QEMU of `run` has answered."""
+    guest_shutdown: bool = False
+    colo_exited: bool = False
+    copy_bad: str | None = None
+
+    script: RunScript | None = None
+    outcome: tuple[Script, ScriptDone | ScriptFailed] | None = None
+    scripts: int = 0
+    checked: bool = False
+    """In this phase QEMU was seen to answer."""
+    tries: int = 0
+    """How often the phase's script has failed."""
+
+    peer: PeerState | None = None
+    session: int | None = None
+    sessions: int = 0
+    invited: Invited | None = None
+    invited_at: float = 0.0
+    channel: bool | str | None = None
+    """Of `session`: True when ready, or why there is none."""
+    protect_at: float = float("-inf")
+    """Not before then is the next invitation sent."""
+    boot_at: float = float("-inf")
+    """Not before then is the VM started again."""
+    again_at: float = float("-inf")
+    """Not before then does the phase repeat what it did; every phase begins afresh."""
+
+    committed: int = 0
+    """Commits of this session."""
+    committed_at: float = 0.0
+    kept: int = 0
+    """Epochs since then that did not commit."""
+    pause_s: float | None = None
+    releasable: bool = False
+    """Buffer B holds nothing newer than the last commit."""
+    held_since: float | None = None
+
+    trouble: str | None = None
+    """Why the VM is not protected, in words."""
+    waiting: str | None = None
+    """What this phase waits for, in words."""
+
+    protect_backoff: Backoff = field(init=False)
+    boot_backoff: Backoff = field(init=False)
+    witness_backoff: Backoff = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.protect_backoff = Backoff(self.s.retry_min_s, self.s.retry_max_s)
+        self.boot_backoff = Backoff(self.s.retry_min_s, self.s.retry_max_s)
+        self.witness_backoff = Backoff(REREAD_S, 2.0)
+
+    # What follows from the facts
+
+    @property
+    def owned(self) -> bool:
+        """Whether this node alone may speak, and nothing asked earlier can change that."""
+        return (
+            self.record is not None
+            and self.record.primary == self.s.me
+            and not self.record.protected
+            and (self.durable.asked is None or self.durable.generation != self.record.generation)
+        )
+
+    @property
+    def guarded(self) -> bool:
+        """Whether the record says that the other node may take over the session we are in."""
+        return (
+            self.record is not None
+            and self.record.primary == self.s.me
+            and self.record.protected
+            and self.record.session == self.session
+        )
+
+    @property
+    def silent(self) -> bool:
+        """Whether the other node is silent."""
+        return self.detector.silent(self.now)
+
+    @property
+    def heard(self) -> PeerState | None:
+        """The other node's state if it is alive and has come to know its own."""
+        if self.peer is None or self.silent or self.peer.phase is Phase.INIT:
+            return None
+        return self.peer
+
+    @property
+    def peer_gave_up(self) -> bool:
+        """Whether the other node lost its copy of our session, beyond doubt."""
+        return (
+            self.peer is not None and self.session is not None and self.peer.gave_up == self.session
+        )
+
+    @property
+    def peer_can_take_over(self) -> bool:
+        """Whether the other node is alive and its secondary of our session is promotable."""
+        peer = self.heard
+        return (
+            peer is not None
+            and peer.following
+            and peer.session == self.session
+            and not self.peer_gave_up
+        )
+
+    # Verbs
+
+    def go(self, phase: Phase) -> None:
+        """Enter another phase. A move that the table lacks is a bug."""
+        if phase not in TRANSITIONS[self.phase]:
+            raise InvariantError(f"no way from {self.phase} to {phase}")
+        self.phase = phase
+        self.phase_since = self.now
+        self.waiting = None
+        self.again_at = self.now
+        self.tries = 0
+        self.checked = False
+        self.outcome = None
+        self.actions.append(Beat())
+
+    def wait(self, what: str, until: float | None = None) -> None:
+        """Say what the phase waits for, and when to look again at the latest."""
+        self.waiting = what
+        if until is not None:
+            self.wake(until)
+
+    def wake(self, at: float) -> None:
+        """Ask for a step at `at`; what is due already was acted on in this step."""
+        if at > self.now:
+            self.wakes.append(at)
+
+    def tell(self, kind: str, text: str, severity: Severity = Severity.INFO) -> None:
+        """Tell the operator."""
+        generation = self.record.generation if self.record else self.durable.generation
+        self.actions.append(Tell(kind, severity, text, generation))
+
+    def persist(self, durable: Durable) -> None:
+        """Make `durable` what a restart will find."""
+        if durable != self.durable:
+            self.durable = durable
+            self.actions.append(Persist(durable))
+
+    def enter_generation(self) -> None:
+        """Remember the record's generation as the one under which our QEMU runs."""
+        assert self.record is not None
+        self.persist(
+            replace(
+                self.durable,
+                lineage=self.record.lineage,
+                generation=self.record.generation,
+                asked=self.durable.asked
+                if self.durable.generation == self.record.generation
+                else None,
+            )
+        )
+
+    def give_up(self, session: int) -> None:
+        """Remember, then say, that our copy of `session` is lost."""
+        self.persist(replace(self.durable, gave_up=session))
+        self.actions.append(Beat())
+
+    def read_record(self) -> None:
+        """Ask the witness for the record, unless it is being asked or has just failed."""
+        if self.asking is not None:
+            return
+        if self.now < self.witness_retry_at:
+            self.wake(self.witness_retry_at)
+            return
+        self.asking = ReadRecord()
+        self.actions.append(self.asking)
+
+    def hint(self) -> None:
+        """Read the record soon: something suggests that it is no longer what we know."""
+        due = REREAD_S + (self.read_at if self.read_at is not None else float("-inf"))
+        if self.now >= due:
+            self.read_record()
+        else:
+            self.wake(due)
+
+    def swap_record(self, new: Record) -> None:
+        """Ask for `new`; after a swap of unknown outcome, ask what the record is first."""
+        if self.doubt:
+            self.read_record()
+            return
+        if self.asking is not None:
+            return
+        if self.now < self.witness_retry_at:
+            self.wake(self.witness_retry_at)
+            return
+        problem = swap_problem(self.record, new, self.s.me)
+        if problem is not None:
+            raise InvariantError(f"swap of {self.record} to {new}: {problem}")
+        self.asking = SwapRecord(self.record, new)
+        self.actions.append(self.asking)
+
+    def own(self) -> bool:
+        """Work towards being the only one who may speak; return whether that is so.
+
+        Only for a primary, or the secondary of a protected record: see the rules in `record.py`.
+        """
+        if self.owned:
+            self.enter_generation()
+            return True
+        assert self.record is not None
+        self.wait("the witness")
+        self.swap_record(self.record.take_over(self.s.me))
+        return False
+
+    def start(self, script: Script, timeout_s: float) -> None:
+        """Run a script."""
+        self.scripts += 1
+        self.script = RunScript(self.scripts, script, timeout_s, self.session)
+        self.outcome = None
+        self.actions.append(self.script)
+
+    def finished(self, script: Script) -> ScriptDone | ScriptFailed | None:
+        """Return how `script` ended, once, or None."""
+        if self.outcome is None or self.outcome[0] is not script:
+            return None
+        outcome = self.outcome[1]
+        self.outcome = None
+        return outcome
+
+    def new_number(self) -> int:
+        """Return a number that was never used for this pair, of at most 63 bits."""
+        self.sessions += 1
+        return (self.s.incarnation << 20) | self.sessions

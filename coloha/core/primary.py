@@ -1,0 +1,348 @@
+"""Phases of the node that speaks for the VM, or did a moment ago."""
+
+from dataclasses import replace
+
+from coloha.core.actions import Invite, Script, Severity
+from coloha.core.common import launch, switched_off
+from coloha.core.context import Context
+from coloha.core.events import Committed, Failure, Kept, Role, ScriptDone, ScriptFailed
+from coloha.core.phases import Phase
+
+ARM_TIMEOUT_S = 5.0
+CHECK_TIMEOUT_S = 2.0
+LEAVE_TIMEOUT_S = 5.0
+LEAVE_TRIES = 12
+YIELD_REREAD_S = 1.0
+HUNG = "QEMU does not answer"
+
+
+def boot(c: Context) -> None:
+    """Start the VM's QEMU, once nobody else can have a say."""
+    if c.record is not None and c.record.primary == c.s.peer:
+        c.go(Phase.STANDBY)
+    elif switched_off(c) or not c.own():
+        pass
+    elif c.run is not None and c.alive:
+        c.session = None
+        c.boot_backoff.reset()
+        c.tell("started", "the VM runs on this node")
+        c.go(Phase.SOLO)
+    elif c.run is not None:
+        c.wait("QEMU to start")
+    elif c.now >= c.boot_at:
+        c.boot_at = c.now + c.boot_backoff.next()
+        c.persist(replace(c.durable, off=False))
+        launch(c, Role.PRIMARY, None)
+        c.wait("QEMU to start")
+    else:
+        c.wait("the next attempt to start QEMU", c.boot_at)
+
+
+def _gone(c: Context) -> bool:
+    """If QEMU died while nobody could take over, start the VM again (or not, if it is off)."""
+    if c.run is not None:
+        return False
+    if not switched_off(c):
+        c.trouble = "QEMU died while it had no secondary"
+        c.tell("restarting", f"{c.trouble}: the VM boots again", Severity.ERROR)
+        c.go(Phase.BOOT)
+    return True
+
+
+def solo(c: Context) -> None:
+    """Serve alone, and invite the other node as soon as it can follow."""
+    if _gone(c):
+        return
+    c.session = None
+    peer = c.heard
+    if peer is None:
+        c.trouble = f"{c.s.peer} is silent"
+        c.wait(f"{c.s.peer} to be heard")
+    elif peer.phase is not Phase.STANDBY:
+        c.trouble = c.trouble or f"{c.s.peer} is in phase {peer.phase}"
+        c.wait(f"{c.s.peer} to be ready (it is in phase {peer.phase})")
+    elif c.now >= c.pulse.lease_until():
+        c.trouble = f"{c.s.peer} does not hear this node"
+        c.wait(f"{c.s.peer} to hear this node")
+    elif c.now < c.protect_at:
+        c.wait("the next attempt to protect", c.protect_at)
+    else:
+        c.session = c.new_number()
+        c.trouble = None
+        c.channel = None
+        c.colo_exited = False
+        assert c.record is not None
+        c.actions.append(Invite(c.session, c.record.generation))
+        c.go(Phase.INVITE)
+
+
+def _not_now(c: Context, why: str) -> None:
+    """Take note that an attempt to protect failed."""
+    c.trouble = why
+    c.protect_at = c.now + c.protect_backoff.next()
+    c.tell("protect-failed", why, Severity.WARNING)
+
+
+def invite(c: Context) -> None:
+    """Wait until the other node has a secondary at the far end of the channel."""
+    if _gone(c):
+        return
+    if c.channel is True:
+        c.start(Script.ENTER_COLO, c.s.sync_timeout_s)
+        c.go(Phase.SYNC)
+    elif c.channel is not None:
+        _not_now(c, f"{c.s.peer}: {c.channel}")
+        c.go(Phase.SOLO)
+    else:
+        c.wait(f"{c.s.peer} to prepare a secondary")
+
+
+def sync(c: Context) -> None:
+    """Wait until the VM's memory is copied and COLO runs. The output stays open meanwhile."""
+    if _gone(c):
+        return
+    outcome = c.finished(Script.ENTER_COLO)
+    why = _partner_lost(c)
+    if isinstance(outcome, ScriptFailed):
+        why = outcome.reason
+    elif isinstance(outcome, ScriptDone):
+        c.start(Script.ARM, ARM_TIMEOUT_S)
+        c.committed = 0
+        c.committed_at = c.now
+        c.held_since = c.now
+        c.releasable = False
+        c.go(Phase.ARM)
+        return
+    if why is not None:
+        _not_now(c, why)
+        c.go(Phase.LEAVE)
+    else:
+        c.wait("the first copy of the VM")
+
+
+def _partner_lost(c: Context) -> str | None:
+    """Say why the secondary of this session is no longer one, or None."""
+    if c.colo_exited:
+        return "COLO ended"
+    if c.peer_gave_up:
+        return f"{c.s.peer} lost its copy"
+    if c.silent:
+        return f"{c.s.peer} is silent"
+    peer = c.heard
+    if peer is None:
+        return None
+    if peer.session == c.session:
+        return f"COLO ended on {c.s.peer}" if peer.colo_exited else None
+    # A heartbeat from before it took part is no news; one from standby after it followed is.
+    settled = c.phase in (Phase.PROTECTED, Phase.DEFEND)
+    late = c.now >= c.phase_since + c.detector.detection_s
+    return f"{c.s.peer} no longer follows" if settled or late else None
+
+
+def _epoch_over(c: Context) -> str | None:
+    """Take in what a finished script says; return why the epochs cannot go on, or None."""
+    if c.outcome is None:
+        return None
+    script, outcome = c.outcome
+    c.outcome = None
+    if script is Script.EPOCH:
+        c.pacing.end(c.now)
+    if isinstance(outcome, ScriptFailed):
+        if outcome.failure in (Failure.SILENT, Failure.LOST):
+            return HUNG
+        return outcome.reason
+    if script is Script.RELEASE:
+        c.held_since = c.now
+    elif isinstance(outcome.result, Committed):
+        c.committed += 1
+        c.committed_at = c.now
+        c.pause_s = outcome.result.pause_s
+        c.releasable = True
+        c.kept = 0
+    elif isinstance(outcome.result, Kept):
+        c.kept += 1
+        if c.kept == 1:
+            c.tell("epoch-kept", f"nothing released yet: {outcome.result.reason}")
+    return None
+
+
+def _epochs(c: Context) -> str | None:
+    """Run epochs and release what is committed; return why that must end, or None.
+
+    Release comes right after the commit it belongs to and before the next epoch begins: from then
+    on buffer B also holds what only the next commit covers. It needs the lease: else the secondary
+    may have taken this node for dead and be speaking already.
+    """
+    broken = _epoch_over(c) or _partner_lost(c)
+    if broken is not None:
+        return broken
+    if c.now >= c.committed_at + c.s.stall_timeout_s:
+        return f"no commit for {c.s.stall_timeout_s:g} s"
+    if c.now >= max(c.pulse.lease_until(), c.phase_since) + c.s.stall_timeout_s:
+        return f"{c.s.peer} has not heard this node for {c.s.stall_timeout_s:g} s"
+    c.wake(c.committed_at + c.s.stall_timeout_s)
+    if c.script is not None:
+        return None
+    if c.releasable and c.now < c.pulse.lease_until():
+        c.releasable = False
+        c.start(Script.RELEASE, c.s.stall_timeout_s)
+    elif c.now >= c.pacing.due_at():
+        c.releasable = False
+        c.pacing.begin(c.now)
+        c.start(Script.EPOCH, c.s.stall_timeout_s)
+    else:
+        c.wake(c.pacing.due_at())
+    return None
+
+
+def arm(c: Context) -> None:
+    """Hold the output, commit once, then let the record say protected (R1)."""
+    if c.run is None and c.durable.asked is not None:
+        if not switched_off(c):
+            c.go(Phase.YIELDED)
+        return
+    if _gone(c):
+        return
+    broken = _epochs(c)
+    if c.guarded:
+        c.trouble = None
+        c.protect_backoff.reset()
+        c.tell("protected", f"{c.s.peer} follows and may take over")
+        c.go(Phase.PROTECTED)
+    elif broken == HUNG:
+        c.go(Phase.KILL)
+    elif broken is not None:
+        _not_now(c, broken)
+        c.go(Phase.LEAVE if c.owned else Phase.DEFEND)
+    elif c.committed == 0:
+        c.wait("the first commit")
+    elif not c.peer_can_take_over:
+        c.wait(f"{c.s.peer} to say that it follows")
+    else:
+        _ask_for_protection(c)
+
+
+def _ask_for_protection(c: Context) -> None:
+    assert c.record is not None
+    assert c.session is not None
+    c.wait("the witness")
+    # From here on the other node may be able to take over, whatever becomes of the answer.
+    c.persist(replace(c.durable, asked=c.session))
+    c.swap_record(c.record.protect(c.s.peer, c.session))
+
+
+def protected(c: Context) -> None:
+    """Run epochs; when anything is in doubt, ask who may go on."""
+    if c.run is None:
+        if not switched_off(c):
+            c.tell("yielded", f"{c.s.peer} may take over at once", Severity.WARNING)
+            c.go(Phase.YIELDED)
+        return
+    broken = _epochs(c)
+    if broken is None:
+        c.wait("the next epoch")
+        return
+    c.trouble = broken
+    if broken == HUNG and c.peer_can_take_over:
+        c.tell("hung", f"{HUNG}: it is killed, {c.s.peer} may take over", Severity.ERROR)
+        c.go(Phase.KILL)
+    else:
+        c.tell("unprotected", broken, Severity.WARNING)
+        c.go(Phase.DEFEND)
+
+
+def defend(c: Context) -> None:
+    """Hold the output until the witness says whose turn it is.
+
+    First see that our own QEMU lives: COLO may have ended because it is dying, and the news from
+    the other node can be quicker. To win a generation for a dead QEMU would lose the VM.
+    """
+    if c.run is None:
+        if not switched_off(c):
+            c.go(Phase.YIELDED if not c.owned else Phase.BOOT)
+        return
+    outcome = c.finished(Script.CHECK)
+    if isinstance(outcome, ScriptFailed) and (
+        outcome.failure is Failure.LOST or c.peer_can_take_over
+    ):
+        c.trouble = HUNG
+        c.tell("hung", f"{HUNG}: it is killed", Severity.ERROR)
+        c.go(Phase.KILL)
+    elif outcome is None and not c.checked:
+        c.wait("QEMU to answer")
+        if c.script is None or c.script.script is not Script.CHECK:
+            c.start(Script.CHECK, CHECK_TIMEOUT_S)
+    elif _recovered(c):
+        c.tell("recovered", f"{c.s.peer} is heard again; protection goes on")
+        c.trouble = None
+        c.committed_at = c.now
+        c.go(Phase.PROTECTED)
+    else:
+        c.checked = True
+        if c.own():
+            c.go(Phase.LEAVE)
+
+
+def _recovered(c: Context) -> bool:
+    """Whether what broke was only a silence, and it is over with nothing decided."""
+    return (
+        c.guarded
+        and c.trouble == f"{c.s.peer} is silent"
+        and c.asking is None
+        and not c.doubt
+        and not c.colo_exited
+        and c.peer_can_take_over
+        and c.now < c.pulse.lease_until()
+    )
+
+
+def leave(c: Context) -> None:
+    """End COLO, open the output. The generation is ours alone: nothing can be forgotten now."""
+    if _gone(c):
+        return
+    outcome = c.finished(Script.LEAVE_COLO)
+    if isinstance(outcome, ScriptDone):
+        c.session = None
+        c.colo_exited = False
+        c.held_since = None
+        c.tell("solo", "the VM runs on this node alone", Severity.WARNING)
+        c.go(Phase.SOLO)
+        return
+    if isinstance(outcome, ScriptFailed):
+        c.tries += 1
+        c.tell("leave-failed", f"could not end COLO: {outcome.reason}", Severity.ERROR)
+        if c.tries >= LEAVE_TRIES:
+            c.go(Phase.KILL)  # it serves nobody as it is: a VM booted anew does
+            return
+    if c.script is None or c.script.script is not Script.LEAVE_COLO:
+        c.start(Script.LEAVE_COLO, LEAVE_TIMEOUT_S)
+    c.wait("QEMU to end COLO")
+
+
+def yielded(c: Context) -> None:
+    """QEMU is gone; the other node has the VM, unless it lost it too."""
+    record, peer = c.record, c.heard
+    assert record is not None
+    if record.primary == c.s.peer:
+        c.session = None
+        c.go(Phase.STANDBY)
+        return
+    if peer is not None and peer.generation > record.generation:
+        c.hint()
+    both_lost = c.peer_gave_up or (
+        peer is not None and peer.phase is Phase.STANDBY and peer.session != c.session
+    )
+    abandoned = peer is None and c.now >= c.phase_since + c.s.cold_start_after_s
+    if not record.protected or both_lost or abandoned:
+        if c.own():
+            c.trouble = "both copies of the VM were lost"
+            c.tell("cold-start", f"{c.trouble}: it boots again", Severity.ERROR)
+            c.go(Phase.BOOT)
+        return
+    c.wait(f"{c.s.peer} to take over")
+    c.wake(c.phase_since + c.s.cold_start_after_s)
+    due = max(c.again_at, c.phase_since + YIELD_REREAD_S)
+    if c.now >= due:
+        c.again_at = due = c.now + YIELD_REREAD_S
+        c.read_record()
+    c.wake(due)

@@ -1,0 +1,181 @@
+"""Phases of the node that follows, up to the moment when it speaks."""
+
+from coloha.core.actions import Admit, DropChannel, Script, Severity
+from coloha.core.common import refuse
+from coloha.core.context import Context
+from coloha.core.events import ScriptDone, ScriptFailed
+from coloha.core.phases import Phase
+
+ACCEPT_TIMEOUT_S = 5.0
+PROMOTE_TIMEOUT_S = 5.0
+PROMOTE_TRIES = 3
+CLAIM_SOON_S = 0.1
+CLAIM_AGAIN_S = 1.0
+
+
+def _gone(c: Context) -> bool:
+    if c.run is not None:
+        return False
+    c.session = None
+    c.go(Phase.STANDBY)
+    return True
+
+
+def _superseded(c: Context) -> bool:
+    """Whether the primary has given this session up and asks for another."""
+    if c.invited is None:
+        return False
+    refuse(c, c.invited.session, "the secondary of an earlier session is being removed")
+    c.invited = None
+    return True
+
+
+def prepare(c: Context) -> None:
+    """Start the secondary's QEMU and give it the channel."""
+    if c.run is None and c.session is not None:
+        c.actions.append(DropChannel(c.session, c.trouble or "the secondary's QEMU died"))
+    if _gone(c):
+        return
+    outcome = c.finished(Script.ACCEPT_COLO)
+    if isinstance(outcome, ScriptDone):
+        assert c.session is not None
+        c.actions.append(Admit(c.session))
+        c.start(Script.AWAIT_COLO, c.s.sync_timeout_s)
+        c.go(Phase.LOAD)
+    elif isinstance(outcome, ScriptFailed):
+        assert c.session is not None
+        c.actions.append(DropChannel(c.session, outcome.reason))
+        c.go(Phase.KILL)
+    elif _superseded(c):
+        c.go(Phase.KILL)
+    elif not c.alive:
+        c.wait("QEMU to start")
+    elif c.script is None:
+        c.start(Script.ACCEPT_COLO, ACCEPT_TIMEOUT_S)
+        c.wait("QEMU to take the channel")
+
+
+def load(c: Context) -> None:
+    """Wait for the first copy of the VM."""
+    if _gone(c):
+        return
+    outcome = c.finished(Script.AWAIT_COLO)
+    if isinstance(outcome, ScriptDone) and not c.colo_exited:
+        c.trouble = None
+        c.tell("following", f"this node holds a copy of the VM on {c.s.peer}")
+        c.go(Phase.FOLLOW)
+    elif outcome is not None or c.colo_exited or c.copy_bad is not None or _superseded(c):
+        if isinstance(outcome, ScriptFailed):
+            c.trouble = outcome.reason
+        c.go(Phase.KILL)
+    else:
+        c.wait("the first copy of the VM")
+
+
+def _primary_gone(c: Context) -> bool:
+    """Whether the primary cannot be speaking: it said so, or was silent long enough."""
+    peer = c.heard
+    return c.peer_gave_up or c.silent or (peer is not None and peer.phase is Phase.STANDBY)
+
+
+def _guards(c: Context) -> bool:
+    """Whether the record says that this node may take over in the session it follows."""
+    return c.record is not None and c.record.protected and c.record.session == c.session
+
+
+def _left_behind(c: Context) -> bool:
+    """Whether the primary lives and has no part in our session any more, nor does the record."""
+    peer = c.heard
+    return peer is not None and peer.session != c.session and not c.peer_gave_up
+
+
+def follow(c: Context) -> None:
+    """Hold the copy; watch the primary."""
+    if _gone(c):
+        return
+    if c.copy_bad is not None:
+        c.go(Phase.KILL)
+        return
+    if c.owned:
+        c.go(Phase.CLAIM)  # a swap of ours was made after all
+        return
+    if _superseded(c):
+        c.hint()
+    peer = c.heard
+    if not _guards(c) and peer is not None and peer.phase is Phase.PROTECTED:
+        c.hint()
+    if _primary_gone(c) and c.now >= c.again_at:
+        c.go(Phase.CLAIM)
+        return
+    if _left_behind(c):
+        fresh = c.read_at is not None and c.read_at > c.detector.heard_at
+        if fresh and not _guards(c):
+            c.go(Phase.KILL)
+            return
+        c.hint()
+    c.wait(f"{c.s.peer}'s checkpoints", c.again_at)
+
+
+def claim(c: Context) -> None:
+    """Ask the witness for the next generation; speak once the primary cannot."""
+    record = c.record
+    assert record is not None
+    if c.run is None:
+        c.session = None if not c.owned else c.session
+        c.go(Phase.BOOT if c.owned else Phase.STANDBY)
+    elif c.copy_bad is not None:
+        c.go(Phase.KILL)
+    elif c.owned:
+        c.own()
+        if _primary_gone(c):
+            c.tell("claimed", f"{c.s.peer} is gone: this node takes over", Severity.WARNING)
+            c.start(Script.PROMOTE, PROMOTE_TIMEOUT_S)
+            c.go(Phase.PROMOTE)
+        else:
+            c.wait(f"{c.s.peer} to stop")
+    elif c.asking is not None:
+        c.wait("the witness")
+    elif not _primary_gone(c) and not c.doubt:
+        c.tell("recovered", f"{c.s.peer} is heard again; following goes on")
+        _back_to_follow(c)
+    elif _guards(c):
+        c.own()
+    elif c.read_at is not None and c.read_at >= c.phase_since:
+        # The record does not let this node take over; it may yet if the primary was about to ask.
+        _back_to_follow(c)
+    else:
+        c.wait("the witness")
+        c.read_record()
+
+
+def _back_to_follow(c: Context) -> None:
+    c.go(Phase.FOLLOW)
+    c.again_at = c.now + (CLAIM_SOON_S if c.peer_gave_up else CLAIM_AGAIN_S)
+
+
+def promote(c: Context) -> None:
+    """Become the VM."""
+    if c.run is None:
+        c.session = None
+        c.go(Phase.BOOT)
+        return
+    if c.copy_bad is not None:
+        c.go(Phase.KILL)
+        return
+    outcome = c.finished(Script.PROMOTE)
+    if isinstance(outcome, ScriptDone):
+        c.session = None
+        c.colo_exited = False
+        c.trouble = None
+        c.tell("promoted", "the VM runs on this node now", Severity.WARNING)
+        c.go(Phase.SOLO)
+        return
+    if isinstance(outcome, ScriptFailed):
+        c.tries += 1
+        c.tell("promote-failed", f"could not promote: {outcome.reason}", Severity.ERROR)
+        if c.tries >= PROMOTE_TRIES:
+            c.go(Phase.KILL)
+            return
+    if c.script is None or c.script.script is not Script.PROMOTE:
+        c.start(Script.PROMOTE, PROMOTE_TIMEOUT_S)
+    c.wait("QEMU to end COLO")
