@@ -1,0 +1,56 @@
+"""Configuration: strict YAML in, read-only models out, every problem at once.
+
+`load` is the way in. Durations are floats in seconds, sizes ints in bytes, paths absolute.
+"""
+
+from coloha.config.load import Config, load
+from coloha.config.model import (
+    Checkpoint,
+    FileWitness,
+    Heartbeat,
+    HostConfig,
+    Listen,
+    Nic,
+    NodeAddresses,
+    PairConfig,
+    Recovery,
+    Vm,
+    Witness,
+)
+from coloha.config.settings import changed_settings, live_settings
+from coloha.config.units import (
+    Address,
+    Bytes,
+    Seconds,
+    format_bytes,
+    format_seconds,
+    parse_bytes,
+    parse_seconds,
+)
+from coloha.config.values import read_key
+
+__all__ = [
+    "Address",
+    "Bytes",
+    "Checkpoint",
+    "Config",
+    "FileWitness",
+    "Heartbeat",
+    "HostConfig",
+    "Listen",
+    "Nic",
+    "NodeAddresses",
+    "PairConfig",
+    "Recovery",
+    "Seconds",
+    "Vm",
+    "Witness",
+    "changed_settings",
+    "format_bytes",
+    "format_seconds",
+    "live_settings",
+    "load",
+    "parse_bytes",
+    "parse_seconds",
+    "read_key",
+]

@@ -1,0 +1,474 @@
+"""What can be configured: one host file, and one file per pair.
+
+The models are the only list of settings: the loader, the JSON Schemas and the reference are made
+from them. A description says what a setting does, and why one would change it. Rules within one
+section are here; rules across sections and files are in `rules`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from coloha.config.units import (
+    Address,
+    Bytes,
+    Seconds,
+    as_written,
+    bytes_between,
+    format_seconds,
+    seconds_between,
+    shown,
+)
+from coloha.config.values import (
+    AbsolutePath,
+    Count,
+    Cpu,
+    ExistingFile,
+    ExtraArgument,
+    InterfaceName,
+    KeyFile,
+    Mac,
+    Machine,
+    Name,
+    NodeAddress,
+    Program,
+    ResolvedPath,
+    disks_are_read_only,
+)
+
+LIVE: dict[str, Any] = {"live": True}
+"""Marks a field that takes effect on reload; every other one needs a restart."""
+
+LONGEST_HEALTHY_PAUSE_S = 0.1
+"""How long a healthy daemon may fall silent in seconds: a garbage collection, a busy host."""
+
+_LONGEST_SOCKET_PATH = 107
+"""Bytes that Linux has for the path of a Unix socket."""
+
+_MEBIBYTE = 2**20
+
+
+class Section(BaseModel):
+    """Base of all sections: read-only, and no key that is not listed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class ByType:
+    """Field metadata: the section's `type` says which of the union's members it is.
+
+    pydantic's own discriminator refuses a union of one member, which this one does not.
+    """
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        members = get_args(source) or (source,)
+        choices = {type_of(member): handler.generate_schema(member) for member in members}
+        return core_schema.tagged_union_schema(choices, discriminator="type")
+
+
+def type_of(member: type[Section]) -> str:
+    """Return what `type` is in the member of a `ByType` union."""
+    return str(get_args(member.model_fields["type"].annotation)[0])
+
+
+def _missing(message: str) -> PydanticCustomError:
+    """Make the error of a field that should be there: it is reported at the section around it."""
+    return PydanticCustomError("section", "{message}", {"message": message})
+
+
+class Listen(Section):
+    """Where this node is reached by the other nodes. Both sockets speak to nodes only."""
+
+    channel: Address = Field(
+        description="TCP address for the channels between the daemons, which carry checkpoints."
+        " Use the fastest network there is. 0.0.0.0 or [::] stands for every address of the host"
+        " of that family."
+    )
+    heartbeat: Address = Field(
+        description="UDP address for heartbeats. It may be on another network than the channel,"
+        " so that a full channel delays no heartbeat. 0.0.0.0 or [::] stands for every address of"
+        " the host of that family."
+    )
+
+
+class HostConfig(Section):
+    """The host file, `coloha.yaml`: what is true for every pair on this host."""
+
+    node: Name = Field(
+        description="Name of this node. Pair files and witness records use it, so rename a node"
+        " only while it has no pairs."
+    )
+    listen: Listen = Field(description="Where this node is reached by the other nodes.")
+    key_file: KeyFile = Field(
+        description="File with the key that all nodes share, at least 32 bytes after stripping"
+        " white space, readable by its owner only. Daemons use it to prove to each other who they"
+        " are. Relative paths start at this file's folder."
+    )
+    metrics: Address | None = Field(
+        default=None,
+        description="TCP address where Prometheus metrics are served. Without it there are none."
+        " Metrics need no key, so keep the address on a network that you trust.",
+    )
+    runtime_directory: ResolvedPath = Field(
+        default=Path("/run/coloha"),
+        description="Folder for sockets, which a reboot may empty. Change it to run a second"
+        " daemon on one host, for tests.",
+    )
+    state_directory: ResolvedPath = Field(
+        default=Path("/var/lib/coloha"),
+        description="Folder for what must survive a reboot. It must be on a local disk: coloha"
+        " waits for its writes before it acts.",
+    )
+    pairs_directory: ResolvedPath = Field(
+        default=Path("pairs.d"),
+        description="Folder with one file per pair, each named after its pair. Only *.yaml is"
+        " read. Relative paths start at this file's folder.",
+    )
+    event_loop: Literal["uvloop", "asyncio"] = Field(
+        default="uvloop",
+        description="Event loop of the daemon. uvloop is faster; choose asyncio to rule it out"
+        " when you look for a fault.",
+    )
+
+    @property
+    def control_socket(self) -> Path:
+        """Where the daemon listens for the command line."""
+        return self.runtime_directory / "control.sock"
+
+    @field_validator("metrics")
+    @classmethod
+    def _metrics_are_apart(cls, metrics: Address | None, info: ValidationInfo) -> Address | None:
+        listen: Listen | None = info.data.get("listen")
+        if metrics is None or listen is None:
+            return metrics
+        if metrics.covers(listen.channel) or listen.channel.covers(metrics):
+            raise ValueError(f"{metrics} is taken by listen.channel: choose another port")
+        return metrics
+
+    @field_validator("runtime_directory")
+    @classmethod
+    def _sockets_fit(cls, folder: Path) -> Path:
+        excess = len(os.fsencode(folder / "control.sock")) - _LONGEST_SOCKET_PATH
+        if excess > 0:
+            raise ValueError(
+                f"is {excess} bytes too long for the path of a Unix socket in it: shorten it"
+            )
+        return folder
+
+
+class NodeAddresses(Section):
+    """Where one node is reached. The same on both nodes: it must agree with their `listen`."""
+
+    channel: NodeAddress = Field(
+        description="TCP address of the node for channels. It must agree with `listen.channel` of"
+        " that node."
+    )
+    heartbeat: NodeAddress = Field(
+        description="UDP address of the node for heartbeats. It must agree with"
+        " `listen.heartbeat` of that node."
+    )
+
+
+class Nic(Section):
+    """One network interface of the guest. Its output is held until the checkpoint is committed."""
+
+    mac: Mac = Field(
+        description="MAC address of the guest's interface, the same on both nodes and unique"
+        " among all pairs. Unicast only."
+    )
+    bridge: InterfaceName | None = Field(
+        default=None,
+        description="Bridge of this host that the interface is joined to. Give either this or"
+        " `tap`. The two nodes may name their bridges differently.",
+    )
+    tap: InterfaceName | None = Field(
+        default=None,
+        description="Tap device of this host that the interface uses, unique among all pairs."
+        " Give it instead of `bridge` to prepare the device yourself.",
+    )
+    model: Literal["virtio-net-pci", "e1000", "rtl8139"] = Field(
+        default="virtio-net-pci",
+        description="The interface's hardware. Choose an emulated one for guests without virtio"
+        " drivers; it costs speed.",
+    )
+
+    @field_validator("tap")
+    @classmethod
+    def _connected_once(cls, tap: str | None, info: ValidationInfo) -> str | None:
+        # A bridge that was given but is wrong is absent from info.data.
+        bridged = info.data.get("bridge", "wrong") is not None
+        if bridged and tap is not None:
+            raise ValueError("bridge and tap exclude each other: remove one of them")
+        if not bridged and tap is None:
+            raise _missing("the NIC is not connected: add either bridge or tap")
+        return tap
+
+
+def _whole_mebibytes(size: int) -> int:
+    if size % _MEBIBYTE:
+        raise ValueError(f"must be a whole number of MiB: write {size // _MEBIBYTE + 1}MiB")
+    return size
+
+
+class Vm(Section):
+    """The virtual machine. Both nodes must describe the same one; only host paths may differ."""
+
+    qemu: Program = Field(
+        default="qemu-system-x86_64",
+        description="QEMU to run: a name looked up in PATH, or a path, where a relative one with"
+        " a slash starts at this file's folder. Both nodes need the same version.",
+    )
+    machine: Machine = Field(
+        default="pc",
+        description="Machine type. COLO works with `pc`; `q35` needs QEMU 11. Give a versioned"
+        " type such as `pc-i440fx-7.2` to keep the guest's hardware across upgrades of QEMU.",
+    )
+    accelerator: Literal["kvm", "tcg", "qtest"] = Field(
+        default="kvm",
+        description="What runs the guest's CPUs. `tcg` needs no KVM, is slow and needs QEMU 11"
+        " for COLO. `qtest` runs no CPU at all and is for tests.",
+    )
+    cpu: Cpu | None = Field(
+        default=None,
+        description="CPU model, as of QEMU's -cpu. Without it QEMU chooses. Name one that both"
+        " hosts have; `host` is safe on equal hosts only.",
+    )
+    cpus: Annotated[Count, Field(ge=1, le=255)] = Field(
+        default=1, description="Number of virtual CPUs."
+    )
+    memory: Annotated[Bytes, bytes_between("16MiB", "16TiB"), AfterValidator(_whole_mebibytes)] = (
+        Field(
+            description="Memory of the guest, whole MiB. The secondary's host needs twice as much:"
+            " COLO keeps a second copy there."
+        )
+    )
+    kernel: ExistingFile | None = Field(
+        default=None,
+        description="Kernel that QEMU boots directly, without firmware menus or a boot disk."
+        " Excludes `firmware`. Relative paths start at this file's folder.",
+    )
+    initrd: ExistingFile | None = Field(
+        default=None,
+        description="Initial RAM disk for `kernel`. Relative paths start at this file's folder.",
+    )
+    append: str | None = Field(default=None, description="Command line for `kernel`.")
+    firmware: ExistingFile | None = Field(
+        default=None,
+        description="Firmware image, as of QEMU's -bios, such as OVMF for UEFI. Excludes `kernel`."
+        " Without both, QEMU's default firmware boots. Relative paths start at this file's folder.",
+    )
+    nics: Annotated[tuple[Nic, ...], Field(max_length=8)] = Field(
+        default=(), description="Network interfaces of the guest, in the order of their slots."
+    )
+    extra_arguments: Annotated[tuple[ExtraArgument, ...], AfterValidator(disks_are_read_only)] = (
+        Field(
+            default=(),
+            description="Words added to QEMU's command line, such as devices. They must be the same"
+            " on both nodes. Options that coloha sets itself are refused, and so are disks that the"
+            " guest could write to: their writes would not reach the secondary.",
+        )
+    )
+
+    @field_validator("initrd", "append")
+    @classmethod
+    def _needs_kernel(cls, value: object, info: ValidationInfo) -> object:
+        # A kernel that was given but is wrong is absent from info.data.
+        if value is not None and info.data.get("kernel", "wrong") is None:
+            raise ValueError("means nothing without kernel: add vm.kernel or remove this")
+        return value
+
+    @field_validator("firmware")
+    @classmethod
+    def _boots_one_way(cls, firmware: Path | None, info: ValidationInfo) -> Path | None:
+        if firmware is not None and info.data.get("kernel", "wrong") is not None:
+            raise ValueError("kernel and firmware exclude each other: remove one of them")
+        return firmware
+
+
+class Checkpoint(Section):
+    """How often the secondary catches up, and when the pair gives up waiting for it."""
+
+    mode: Literal["buffer"] = Field(
+        default="buffer",
+        description="How output waits for its checkpoint. `buffer` holds every packet until the"
+        " secondary has the state that it came from.",
+    )
+    period: Annotated[Seconds, seconds_between("5ms", "10s")] = Field(
+        default=as_written("50ms"),
+        json_schema_extra=LIVE,
+        description="Time between two checkpoints. Clients wait about this long for every answer;"
+        " shorten it for latency, lengthen it to give the guest more of the CPU and the network.",
+    )
+    stall_timeout: Annotated[Seconds, seconds_between("20ms", "10m")] = Field(
+        default=as_written("3s"),
+        description="Without a commit for this long, the primary ends protection and goes on"
+        " alone. Clients wait this long at worst when the secondary hangs. At least 4 periods;"
+        " raise it if single checkpoints are large.",
+    )
+
+    @field_validator("stall_timeout")
+    @classmethod
+    def _outlasts_periods(cls, stall: float, info: ValidationInfo) -> float:
+        least = 4 * info.data.get("period", 0.0)
+        if stall < least:
+            raise ValueError(
+                f"{format_seconds(stall)} is less than 4 periods: write at least"
+                f" {format_seconds(least)}, or shorten checkpoint.period"
+            )
+        return stall
+
+
+class Heartbeat(Section):
+    """How soon a silent node counts as dead: after `misses` intervals."""
+
+    interval: Annotated[Seconds, seconds_between("20ms", "10s")] = Field(
+        default=as_written("100ms"),
+        description="Time between two heartbeats. Shorten it to notice a death sooner.",
+    )
+    misses: Annotated[Count, Field(ge=3, le=100)] = Field(
+        default=5,
+        description="Heartbeats in a row that must fail to arrive before the node counts as dead."
+        " Raise it on networks that lose packets. interval x misses must be more than 200ms, twice"
+        " what a healthy daemon can fall silent on a busy host.",
+    )
+
+    @property
+    def detection_s(self) -> float:
+        """How long a node is silent before it counts as dead, in seconds."""
+        return self.interval * self.misses
+
+    @field_validator("misses")
+    @classmethod
+    def _outlasts_pauses(cls, misses: int, info: ValidationInfo) -> int:
+        interval = info.data.get("interval", 0.0)
+        least = 2 * LONGEST_HEALTHY_PAUSE_S
+        if 0 < interval * misses <= least:
+            raise ValueError(
+                f"a silence of {format_seconds(interval * misses)} (interval x misses) would count"
+                f" as death, but healthy daemons pause too: make it more than"
+                f" {format_seconds(least)}, with misses: {int(least / interval) + 1} for instance"
+            )
+        return misses
+
+
+class FileWitness(Section):
+    """A witness that is a folder which both nodes reach, on storage that neither of them owns."""
+
+    type: Literal["file"] = Field(
+        description="Kind of witness: `file` keeps the records in files in a shared folder."
+    )
+    directory: AbsolutePath = Field(
+        description="Folder of the records, an absolute path. It must be the same storage for"
+        " both nodes; it may be mounted after coloha starts. The path may differ by host."
+    )
+    timeout: Annotated[Seconds, seconds_between("100ms", "30s")] = Field(
+        default=as_written("1s"),
+        description="How long one access may take before the witness counts as unreachable. Raise"
+        " it for slow storage: a failover waits this long at worst.",
+    )
+
+
+Witness = Annotated[FileWitness, ByType()]
+"""Any kind of witness. A further one is added as `FileWitness | EtcdWitness`."""
+
+
+class Recovery(Section):
+    """How the pair becomes protected again, and when its primary may start anew."""
+
+    sync_timeout: Annotated[Seconds, seconds_between("1s", "24h")] = Field(
+        default=as_written("10m"),
+        description="How long the first full copy of the guest's memory may take. Raise it for"
+        " large guests on slow networks; the guest runs unprotected meanwhile.",
+    )
+    retry_max: Annotated[Seconds, seconds_between("1s", "1h")] = Field(
+        default=as_written("60s"),
+        description="Longest wait between two attempts to protect the guest. Attempts start fast"
+        " and slow down to this.",
+    )
+    cold_start_after: Annotated[Seconds, seconds_between("1s", "24h")] = Field(
+        default=as_written("30s"),
+        description="How long the primary of a protected pair, its QEMU gone, waits for the other"
+        " node before it boots the guest anew. Booting anew forgets what the secondary may still"
+        " know, so keep it well above the time of a failover: at least twice the sum of the"
+        " detection time and witness.timeout.",
+    )
+
+
+def _first_node(data: dict[str, Any]) -> str:
+    # Without valid nodes the pair is refused anyway; "unknown" only keeps that to one problem.
+    return str(next(iter(data.get("nodes", ())), "unknown"))
+
+
+class PairConfig(Section):
+    """A pair file: one virtual machine on two nodes. Keep one copy of it on each node."""
+
+    pair: Name = Field(description="Name of the pair. It must be the file's name without .yaml.")
+    nodes: Annotated[Mapping[Name, NodeAddresses], Field(min_length=2, max_length=2)] = Field(
+        description="The two nodes by name, and where each is reached."
+    )
+    first_primary: Name = Field(
+        default_factory=_first_node,
+        description="Node that boots the guest while there is no record of the pair yet. By"
+        " default the first one under `nodes`. It means nothing afterwards.",
+    )
+    vm: Vm = Field(description="The virtual machine.")
+    checkpoint: Checkpoint = Field(
+        default_factory=Checkpoint, description="How often the secondary catches up."
+    )
+    heartbeat: Heartbeat = Field(
+        default_factory=Heartbeat, description="How soon a silent node counts as dead."
+    )
+    witness: Witness = Field(
+        description="The third party that records which node may speak, so that never both do."
+    )
+    recovery: Recovery = Field(
+        default_factory=Recovery, description="How the pair becomes protected again."
+    )
+
+    @property
+    def name(self) -> str:
+        """The pair's name."""
+        return self.pair
+
+    @field_validator("first_primary")
+    @classmethod
+    def _is_a_node(cls, node: str, info: ValidationInfo) -> str:
+        nodes = info.data.get("nodes")
+        if nodes is not None and node not in nodes:
+            raise ValueError(f"{shown(node)} is not under nodes: write {' or '.join(nodes)}")
+        return node
+
+    def fingerprint(self) -> str:
+        """Return a SHA-256 in hex over everything that both nodes must agree on.
+
+        What each host may have its own way is left out: paths of QEMU and boot files (but not
+        which of them there are), names of bridges and taps, the witness's folder and timeout,
+        recovery, and what takes effect on reload, since two hosts never reload at once.
+        """
+        shared = self.model_dump(
+            mode="json", exclude={"witness": True, "recovery": True, "checkpoint": {"period"}}
+        )
+        shared["witness"] = self.witness.type
+        del shared["vm"]["qemu"]
+        for name in ("kernel", "initrd", "firmware"):
+            shared["vm"][name] = shared["vm"][name] is not None
+        for nic in shared["vm"]["nics"]:
+            del nic["bridge"], nic["tap"]
+        canonical = json.dumps(shared, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()

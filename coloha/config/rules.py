@@ -1,0 +1,178 @@
+"""Rules across the sections of a pair, and across the files of a host.
+
+Each rule gets what was valid by itself and yields the paths that break it, with what to do.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from coloha.config.model import HostConfig, Listen, NodeAddresses, PairConfig
+from coloha.config.source import KeyPath, Source
+from coloha.config.units import Address, format_seconds, shown
+from coloha.core.wire import MAX_PAIRS
+from coloha.errors import Problem
+
+_Socket: TypeAlias = Literal["channel", "heartbeat"]
+_SOCKETS: tuple[_Socket, ...] = ("channel", "heartbeat")
+
+
+@dataclass(frozen=True, slots=True)
+class ValidPair:
+    """A pair that is valid by itself, and its file."""
+
+    config: PairConfig
+    source: Source
+
+    def problem(self, path: KeyPath, message: str) -> Problem:
+        """Make a problem of this pair's file."""
+        return self.source.problem(path, message)
+
+    def address(self, node: str, socket: _Socket) -> Address:
+        """Return where the node is reached."""
+        addresses: NodeAddresses = self.config.nodes[node]
+        return addresses.channel if socket == "channel" else addresses.heartbeat
+
+    def sockets(self) -> Iterator[tuple[str, _Socket, KeyPath, Address]]:
+        """Yield all sockets: the node, which socket, the path of its setting, its address."""
+        for node, socket in itertools.product(self.config.nodes, _SOCKETS):
+            yield node, socket, ("nodes", node, socket), self.address(node, socket)
+
+
+def check(host: HostConfig | None, pairs: list[ValidPair]) -> list[Problem]:
+    """Return what breaks a rule; without a valid host, only the rules between pairs apply."""
+    problems = [problem for rule in _RULES for problem in rule(pairs)]
+    if host is not None:
+        for pair in pairs:
+            problems.extend(_own_node(host, pair))
+    return problems
+
+
+def _named_after_file(pairs: list[ValidPair]) -> Iterator[Problem]:
+    """A folder holds no two files of one name, so this also keeps pairs' names apart."""
+    for pair in pairs:
+        name, stem = pair.config.name, pair.source.file.stem
+        if name != stem:
+            yield pair.problem(
+                ("pair",),
+                f"is {name!r}, but the file is named {shown(stem)}: make the two equal",
+            )
+
+
+def _time_to_fail_over(pairs: list[ValidPair]) -> Iterator[Problem]:
+    for pair in pairs:
+        config = pair.config
+        least = 2 * (config.heartbeat.detection_s + config.witness.timeout)
+        if config.recovery.cold_start_after < least:
+            yield pair.problem(
+                ("recovery", "cold_start_after"),
+                f"{format_seconds(config.recovery.cold_start_after)} leaves the other node no time"
+                f" to take over: write at least {format_seconds(least)}, twice the sum of"
+                " heartbeat.interval x heartbeat.misses and witness.timeout",
+            )
+
+
+def _same_family(pairs: list[ValidPair]) -> Iterator[Problem]:
+    for pair, socket in itertools.product(pairs, _SOCKETS):
+        first, second = pair.config.nodes
+        if not pair.address(first, socket).same_family(pair.address(second, socket)):
+            yield pair.problem(
+                ("nodes", second, socket),
+                f"IPv4 and IPv6 are mixed: use the family that nodes.{first}.{socket} uses",
+            )
+
+
+def _one_node_per_address(pairs: list[ValidPair]) -> Iterator[Problem]:
+    owners: dict[tuple[_Socket, Address], tuple[str, ValidPair]] = {}
+    for pair in pairs:
+        for node, socket, path, address in pair.sockets():
+            owner, where = owners.setdefault((socket, address), (node, pair))
+            if owner != node:
+                yield pair.problem(
+                    path,
+                    f"{address} is the {socket} of node {owner} in {where.source.file.name}:"
+                    f" give {node} an address of its own",
+                )
+
+
+def _one_address_per_node(pairs: list[ValidPair]) -> Iterator[Problem]:
+    """Every pair of the same two nodes shares their one connection, so their addresses are one."""
+    known: dict[tuple[frozenset[str], str, _Socket], tuple[Address, ValidPair]] = {}
+    for pair in pairs:
+        both = frozenset(pair.config.nodes)
+        for node, socket, path, address in pair.sockets():
+            first, where = known.setdefault((both, node, socket), (address, pair))
+            if first != address:
+                yield pair.problem(
+                    path, f"is {address}, but {where.source.file.name} says {first}: agree on one"
+                )
+
+
+def _room_in_heartbeat(pairs: list[ValidPair]) -> Iterator[Problem]:
+    together: dict[frozenset[str], list[ValidPair]] = defaultdict(list)
+    for pair in pairs:
+        together[frozenset(pair.config.nodes)].append(pair)
+    for members in together.values():
+        if len(members) > MAX_PAIRS:
+            yield members[MAX_PAIRS].problem(
+                ("nodes",),
+                f"{' and '.join(members[0].config.nodes)} have {len(members)} pairs, but one"
+                f" heartbeat carries {MAX_PAIRS}: move pairs to other nodes",
+            )
+
+
+def _unique(pairs: list[ValidPair], key: Literal["mac", "tap"]) -> Iterator[Problem]:
+    seen: dict[str, str] = {}
+    for pair in pairs:
+        for index, nic in enumerate(pair.config.vm.nics):
+            value = nic.mac if key == "mac" else nic.tap
+            if value is None:
+                continue
+            if value in seen:
+                path = ("vm", "nics", index, key)
+                yield pair.problem(path, f"{value} is used by {seen[value]}: choose another")
+            seen.setdefault(value, f"vm.nics[{index}] of {pair.source.file.name}")
+
+
+def _unique_macs(pairs: list[ValidPair]) -> Iterator[Problem]:
+    return _unique(pairs, "mac")
+
+
+def _unique_taps(pairs: list[ValidPair]) -> Iterator[Problem]:
+    return _unique(pairs, "tap")
+
+
+def _own_node(host: HostConfig, pair: ValidPair) -> Iterator[Problem]:
+    if host.node not in pair.config.nodes:
+        yield pair.problem(
+            ("nodes",),
+            f"this host is {host.node!r}, which is not one of them: add it, or remove this file",
+        )
+        return
+    for socket in _SOCKETS:
+        bound = _bound(host.listen, socket)
+        address = pair.address(host.node, socket)
+        if not bound.covers(address):
+            yield pair.problem(
+                ("nodes", host.node, socket),
+                f"is {address}, but this host listens on {bound} (listen.{socket} of the host"
+                " file): make the two agree",
+            )
+
+
+def _bound(listen: Listen, socket: _Socket) -> Address:
+    return listen.channel if socket == "channel" else listen.heartbeat
+
+
+_RULES: tuple[Callable[[list[ValidPair]], Iterator[Problem]], ...] = (
+    _named_after_file,
+    _time_to_fail_over,
+    _same_family,
+    _one_node_per_address,
+    _one_address_per_node,
+    _room_in_heartbeat,
+    _unique_macs,
+    _unique_taps,
+)

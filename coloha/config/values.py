@@ -1,0 +1,286 @@
+"""The kinds of text that settings hold: names, MAC addresses, paths, QEMU arguments.
+
+Each kind is a type that validates itself, says what to do when it is wrong, and describes itself
+to the JSON Schema. Paths are made absolute by the folder of their file, which `load` passes in the
+validation context; without one (models made by hand) they stay as they are and no file is opened.
+"""
+
+import itertools
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, StrictInt, ValidationInfo, WithJsonSchema
+
+from coloha.config.units import Address, Kind, shown
+
+SHORTEST_KEY = 32
+"""Fewest bytes of a shared key: as many as HMAC-SHA256 puts out."""
+LONGEST_KEY = 4096
+
+_NAME = r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?"
+_INTERFACE = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,14}"
+_MAC = r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}"
+_MACHINE = r"[A-Za-z0-9][A-Za-z0-9._-]*(,[A-Za-z0-9._-]+=[A-Za-z0-9._-]+)*"
+_CPU = r"[^\s,][^\s]*"
+
+_LINK = "QEMU's connection belongs to coloha, so there is nothing to set"
+_FOLLOW = "coloha follows the guest's shutdown, reset and panic itself, so remove it"
+_RESERVED = {
+    **dict.fromkeys(("qmp", "qmp-pretty", "mon", "incoming", "daemonize", "pidfile"), _LINK),
+    **dict.fromkeys(("action", "no-shutdown", "no-reboot"), _FOLLOW),
+    **dict.fromkeys(("S", "preconfig"), "coloha starts and stops the guest itself, so remove it"),
+    "loadvm": "the guest's state comes from the other node, so remove it",
+    "name": "QEMU is named after the pair: change 'pair' instead",
+    "m": "set vm.memory instead",
+    **dict.fromkeys(("machine", "M"), "set vm.machine instead"),
+    **dict.fromkeys(("accel", "enable-kvm"), "set vm.accelerator instead"),
+    **dict.fromkeys(
+        ("netdev", "nic", "net"),
+        "list the NIC in vm.nics instead: the output of any other is not held until a commit",
+    ),
+    "smp": "set vm.cpus instead",
+    "cpu": "set vm.cpu instead",
+    "kernel": "set vm.kernel instead",
+    "initrd": "set vm.initrd instead",
+    "append": "set vm.append instead",
+    "bios": "set vm.firmware instead",
+    **dict.fromkeys(
+        ("nodefaults", "no-user-config", "readconfig"),
+        "both nodes must have the same devices, so coloha keeps other configuration out: remove it",
+    ),
+    **dict.fromkeys(
+        ("runas", "run-with", "chroot"),
+        "the user and the root folder of QEMU are set where coloha is started: remove it",
+    ),
+}
+"""QEMU options that coloha owns, without their dashes, and what to do instead."""
+
+
+_ALWAYS_WRITABLE = frozenset(
+    ("hda", "hdb", "hdc", "hdd", "fda", "fdb", "sd", "mtdblock", "pflash", "snapshot", "virtfs")
+)
+_READ_ONLY = r"\bread-?only=on\b|\"read-only\":\s*true"
+
+
+def _name(text: str) -> str:
+    if re.fullmatch(_NAME, text) is None:
+        raise ValueError(
+            f"{shown(text)} is not a name: use up to 32 of a-z, 0-9 and '-', no '-' at either end"
+        )
+    return text
+
+
+def _interface(text: str) -> str:
+    if re.fullmatch(_INTERFACE, text) is None:
+        raise ValueError(
+            f"{shown(text)} is not an interface name: use up to 15 of letters, digits, '.', '_'"
+            " and '-', not beginning with '.' or '-'"
+        )
+    return text
+
+
+def _mac(text: str) -> str:
+    if re.fullmatch(_MAC, text) is None:
+        raise ValueError(
+            f"{shown(text)} is not a MAC address: write six octets like 52:54:00:12:34:56"
+        )
+    mac = text.lower()
+    if int(mac[:2], 16) & 1:
+        raise ValueError(f"{mac} is a multicast address: make its first octet even, such as 52")
+    if mac == "00:00:00:00:00:00":
+        raise ValueError(f"{mac} is no NIC's address: write one like 52:54:00:12:34:56")
+    return mac
+
+
+def _machine(text: str) -> str:
+    if re.fullmatch(_MACHINE, text) is None:
+        raise ValueError(f"{shown(text)} is not a machine type: write one like pc or pc,usb=off")
+    if ",accel=" in text:
+        raise ValueError("accel= does not belong here: set vm.accelerator instead")
+    return text
+
+
+def _cpu(text: str) -> str:
+    if re.fullmatch(_CPU, text) is None:
+        raise ValueError(f"{shown(text)} is not a CPU model: write one like Skylake-Client,-hle")
+    return text
+
+
+def _extra_argument(text: str) -> str:
+    option = re.fullmatch(r"--?([A-Za-z].*)", text, re.DOTALL)
+    reason = _RESERVED.get(option[1]) if option else None
+    if reason is not None:
+        raise ValueError(f"{text} is reserved for coloha: {reason}")
+    return text
+
+
+def disks_are_read_only(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse disks that the guest could write to: the secondary's would not follow."""
+    for option, value in itertools.pairwise((*arguments, "")):
+        name = option.lstrip("-") if option.startswith("-") else ""
+        if name in _ALWAYS_WRITABLE or (
+            name in ("drive", "blockdev") and re.search(_READ_ONLY, value) is None
+        ):
+            raise ValueError(
+                f"{option} {value}".rstrip() + " can be written to, and writes are not yet carried"
+                " to the secondary: give it as -drive or -blockdev with readonly=on or read-only=on"
+            )
+    return arguments
+
+
+def _concrete(address: Address) -> Address:
+    if address.is_wildcard:
+        raise ValueError(f"{address} is no address to connect to: write the node's own IP address")
+    return address
+
+
+def _resolved(path: Path, info: ValidationInfo) -> Path:
+    folder: Path | None = (info.context or {}).get("folder")
+    return folder / path if folder is not None else path
+
+
+def _program(text: str, info: ValidationInfo) -> str:
+    if not text.strip():
+        raise ValueError("is empty: write a program's name or its path")
+    return str(_resolved(Path(text), info)) if "/" in text else text
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError(f"{shown(str(path))} is relative: write an absolute path")
+    return path
+
+
+def _regular(path: Path) -> os.stat_result:
+    """Return the status of a regular file. Raises ValueError that says what to do."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not a file name"
+        raise ValueError(
+            f"{shown(str(path))} cannot be used ({reason}): create it or correct it"
+        ) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{shown(str(path))} is not a regular file: name one")
+    return status
+
+
+def _existing(path: Path, info: ValidationInfo) -> Path:
+    path = _resolved(path, info)
+    if info.context:
+        _regular(path)
+    return path
+
+
+class SeveralError(ValueError):
+    """More than one thing is wrong with a value: `messages` says each."""
+
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__("; ".join(messages))
+        self.messages = messages
+
+
+def read_key(path: Path) -> bytes:
+    """Return the shared key in `path`, without the white space around it.
+
+    Raises ValueError that says everything that is wrong with the file and what to do.
+    """
+    problems = []
+    mode = stat.S_IMODE(_regular(path).st_mode)
+    if mode & 0o077:
+        problems.append(f"{path} is open to others (mode {mode:04o}): run chmod 600 {path}")
+    try:
+        with path.open("rb") as stream:
+            key = stream.read(LONGEST_KEY + 1).strip()
+    except OSError as error:
+        problems.append(
+            f"{path} cannot be read ({error.strerror}): give it to the user that runs coloha"
+        )
+        raise SeveralError(problems) from None
+    if len(key) > LONGEST_KEY:
+        problems.append(f"{path} is larger than {LONGEST_KEY} bytes: this is no key, write one")
+    elif len(key) < SHORTEST_KEY:
+        problems.append(
+            f"{path} holds {len(key)} bytes, a key needs at least {SHORTEST_KEY}:"
+            f" write one with openssl rand -hex {SHORTEST_KEY}"
+        )
+    if problems:
+        raise SeveralError(problems)
+    return key
+
+
+def _key_file(path: Path, info: ValidationInfo) -> Path:
+    path = _resolved(path, info)
+    if info.context:
+        read_key(path)
+    return path
+
+
+Name = Annotated[
+    str,
+    AfterValidator(_name),
+    Kind("name"),
+    WithJsonSchema({"type": "string", "pattern": f"^{_NAME}$"}),
+]
+"""A node or a pair."""
+
+InterfaceName = Annotated[
+    str,
+    AfterValidator(_interface),
+    Kind("interface"),
+    WithJsonSchema({"type": "string", "pattern": f"^{_INTERFACE}$"}),
+]
+"""A network interface of this host: at most 15 characters, as Linux has it."""
+
+Mac = Annotated[
+    str,
+    AfterValidator(_mac),
+    Kind("MAC address"),
+    WithJsonSchema(
+        {"type": "string", "pattern": f"^{_MAC}$", "examples": ["52:54:00:12:34:56"]},
+    ),
+]
+"""A unicast MAC address, in lower case after validation."""
+
+Machine = Annotated[
+    str,
+    AfterValidator(_machine),
+    Kind("text"),
+    WithJsonSchema({"type": "string", "pattern": f"^{_MACHINE}$", "examples": ["pc", "q35"]}),
+]
+"""A QEMU machine type, with properties if need be."""
+
+Cpu = Annotated[
+    str,
+    AfterValidator(_cpu),
+    Kind("text"),
+    WithJsonSchema({"type": "string", "pattern": f"^{_CPU}$", "examples": ["Skylake-Client"]}),
+]
+"""A QEMU CPU model, with flags if need be."""
+
+ExtraArgument = Annotated[str, AfterValidator(_extra_argument), Kind("text")]
+"""One word of QEMU's command line that coloha does not own."""
+
+NodeAddress = Annotated[Address, AfterValidator(_concrete)]
+"""An address that others can connect to: no wildcard."""
+
+Program = Annotated[str, AfterValidator(_program), Kind("program")]
+"""A program: looked up in PATH by its name, or an absolute path after validation."""
+
+ResolvedPath = Annotated[Path, AfterValidator(_resolved), Kind("path")]
+"""A path, absolute after validation; nothing needs to exist there yet."""
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute), Kind("absolute path")]
+"""A path that has to be written as an absolute one."""
+
+ExistingFile = Annotated[Path, AfterValidator(_existing), Kind("file")]
+"""A regular file on this host, an absolute path after validation."""
+
+KeyFile = Annotated[Path, AfterValidator(_key_file), Kind("file")]
+"""A file that `read_key` accepts."""
+
+Count = Annotated[StrictInt, Kind("whole number")]
+"""A whole number, written without quotes."""

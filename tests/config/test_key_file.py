@@ -1,0 +1,68 @@
+"""What is wrong with a key file, and what to do about it."""
+
+from pathlib import Path
+
+import pytest
+
+from .support import HOST, KEY, check, edit, problems_of, refuse, write
+
+
+def key_problems(folder: Path, key: bytes, mode: int) -> list[str]:
+    host_file = write(folder, {"key": key})
+    (folder / "key").chmod(mode)
+    return problems_of(host_file)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o610])
+def test_key_file_open_to_others(tmp_path: Path, mode: int) -> None:
+    check(
+        key_problems(tmp_path, KEY.encode(), mode),
+        ("coloha.yaml:5:11: key_file", f"open to others (mode {mode:04o})", "run chmod 600"),
+    )
+
+
+def test_key_file_open_and_short(tmp_path: Path) -> None:
+    place = "coloha.yaml:5:11: key_file"
+    check(
+        key_problems(tmp_path, b" " * 40 + b"x" * 31 + b"\n", 0o644),
+        (place, "holds 31 bytes, a key needs at least 32", "openssl rand -hex 32"),
+        (place, "open to others (mode 0644)", "run chmod 600"),
+    )
+
+
+def test_key_file_long(tmp_path: Path) -> None:
+    check(
+        key_problems(tmp_path, b"x" * 4097, 0o600),
+        ("coloha.yaml:5:11: key_file", "larger than 4096 bytes"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("absent", ("cannot be used (No such file or directory)", "create it")),
+        (".", ("is not a regular file",)),
+        ("n" * 300, ("cannot be used (File name too long)",)),
+        ("''", ("is not a regular file",)),
+    ],
+)
+def test_no_key_file(tmp_path: Path, name: str, words: tuple[str, ...]) -> None:
+    host = edit(HOST, "key_file: key", f"key_file: {name}")
+    refuse(tmp_path, {"coloha.yaml": host}, ("coloha.yaml:5:11: key_file", *words))
+
+
+def test_unreadable_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The superuser can read everything, so the refusal is made here.
+    original = Path.open
+
+    def refuse_key(path: Path, mode: str) -> object:
+        if path.name == "key":
+            raise PermissionError(13, "Permission denied")
+        return original(path, mode)
+
+    host_file = write(tmp_path, {})
+    monkeypatch.setattr(Path, "open", refuse_key)
+    check(
+        problems_of(host_file),
+        ("coloha.yaml:5:11: key_file", "cannot be read (Permission denied)", "user that runs"),
+    )
