@@ -1,0 +1,5 @@
+"""`python -m coloha` is `coloha`."""
+
+from coloha.cli.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""One port each between the daemon and the outside."""

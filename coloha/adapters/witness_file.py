@@ -1,0 +1,124 @@
+"""A witness in a directory that both nodes reach: local for two daemons on one host, or on NFS.
+
+One JSON file per pair, changed under a lock by write, fsync, rename. All of it runs in one thread
+per directory, in the order asked, so a read that returns has seen the end of every earlier swap;
+the event loop never waits for the file system. If the file system hangs, each call ends with its
+deadline, and while the thread is stuck, further ones fail at once instead of queueing up.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+from coloha.adapters.witness import WitnessError
+from coloha.core.record import Record, swap_problem
+from coloha.durable import NotSyncedError, replace_file
+
+LOCK_POLL_S = 0.002
+MAX_RECORD_BYTES = 64 * 1024
+
+T = TypeVar("T")
+
+
+class FileWitness:
+    """See the module's docstring."""
+
+    def __init__(self, directory: Path, timeout_s: float) -> None:
+        self._directory = directory
+        self._timeout_s = timeout_s
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="witness")
+        self._thread.submit(int).result()  # started now: later, memory may be short
+        self._stuck: Future[object] | None = None
+
+    async def read(self, pair: str) -> Record | None:
+        """See `Witness.read`."""
+        return await self._in_thread(lambda: self._load(pair), unknown=False)
+
+    async def swap(self, pair: str, expected: Record | None, new: Record, by: str) -> Record | None:
+        """See `Witness.swap`."""
+        deadline = time.monotonic() + self._timeout_s
+        return await self._in_thread(
+            lambda: self._swap(pair, expected, new, by, deadline), unknown=True
+        )
+
+    async def close(self) -> None:
+        """See `Witness.close`."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def _in_thread(self, work: Callable[[], T], *, unknown: bool) -> T:
+        if self._stuck is not None and not self._stuck.done():
+            raise WitnessError(f"{self._directory} hangs: the file system does not answer")
+        future = self._thread.submit(work)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await asyncio.shield(asyncio.wrap_future(future))
+        except TimeoutError:
+            if future.cancel():
+                unknown = False  # it never began
+            else:
+                self._stuck = future  # type: ignore[assignment]
+            message = f"{self._directory} did not answer within {self._timeout_s:g} s"
+            raise WitnessError(message, unknown=unknown) from None
+
+    def _load(self, pair: str) -> Record | None:
+        path = self._directory / f"{pair}.json"
+        try:
+            os.scandir(self._directory).close()
+            data = path.read_bytes()[:MAX_RECORD_BYTES]
+        except FileNotFoundError:
+            if self._directory.is_dir():
+                return None
+            raise WitnessError(f"{self._directory} does not exist: is it mounted?") from None
+        except OSError as error:
+            raise WitnessError(f"{path}: {error.strerror}") from error
+        try:
+            return Record(**json.loads(data))
+        except (ValueError, TypeError) as error:
+            raise WitnessError(f"{path} is damaged ({error}): restore it from the nodes") from error
+
+    def _swap(
+        self, pair: str, expected: Record | None, new: Record, by: str, deadline: float
+    ) -> Record | None:
+        with self._locked(pair, deadline):
+            current = self._load(pair)
+            if current != expected:
+                return current
+            problem = swap_problem(current, new, by)
+            if problem is not None:
+                raise WitnessError(problem)
+            text = json.dumps(asdict(new)) + "\n"
+            try:
+                replace_file(self._directory / f"{pair}.json", text.encode())
+            except NotSyncedError as error:
+                raise WitnessError(f"{error}", unknown=True) from error
+            except OSError as error:
+                raise WitnessError(f"{self._directory}: {error.strerror}") from error
+            return new
+
+    @contextlib.contextmanager
+    def _locked(self, pair: str, deadline: float) -> Iterator[None]:
+        path = self._directory / f"{pair}.lock"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise WitnessError(f"{path}: {error.strerror}") from error
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise WitnessError(f"{path} is locked by the other node") from None
+                    time.sleep(LOCK_POLL_S)
+            yield
+        finally:
+            os.close(descriptor)

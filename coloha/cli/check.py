@@ -1,0 +1,98 @@
+"""`coloha check`: would the pairs of this node work? Starts nothing but a look at QEMU."""
+
+import argparse
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+from coloha import config
+from coloha.cli import exits
+from coloha.config import Config, PairConfig
+from coloha.errors import LaunchError
+from coloha.qemu import versions
+from coloha.qemu.probe import probe
+from coloha.runtime.keeper import SECONDARY_MEMORY_FACTOR, available_memory_bytes
+
+EXAMPLE = """example:
+  coloha check --config /etc/coloha/coloha.yaml
+
+Run it on both hosts: each must be able to run the secondary.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this verb's arguments."""
+    del parser
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Print what was checked, and every problem."""
+    loaded = config.load(arguments.config)
+    problems = 0
+    for pair in loaded.pairs:
+        for good, line in _findings(loaded, pair):
+            print(f"{'ok     ' if good else 'PROBLEM'} {pair.name}: {line}")
+            problems += not good
+    if not loaded.pairs:
+        print(f"no pairs in {loaded.host.pairs_directory}")
+    return exits.FAILED if problems else exits.OK
+
+
+Finding = tuple[bool, str]
+
+
+def _findings(loaded: Config, pair: PairConfig) -> Iterator[Finding]:
+    yield True, "configuration"
+    yield from _qemu(pair)
+    yield _memory(pair, sum(other.vm.memory for other in loaded.pairs))
+    yield from _interfaces(pair)
+    yield _witness(pair)
+
+
+def _qemu(pair: PairConfig) -> Iterator[Finding]:
+    vm = pair.vm
+    try:
+        found = asyncio.run(probe(vm.qemu, vm.accelerator))
+    except LaunchError as error:
+        yield False, str(error)
+        return
+    version = ".".join(map(str, found.version))
+    refused = versions.problems(found.version, versions.Traits(vm.machine, vm.accelerator))
+    for problem in refused:
+        yield False, problem
+    if not found.colo:
+        yield (
+            False,
+            f"{vm.qemu} {version} was built without COLO (capability x-colo): install a "
+            "distribution's full QEMU (Debian: qemu-system-x86)",
+        )
+    elif not refused:
+        path = "on" if versions.needs_return_path(found.version) else "off"
+        yield True, f"QEMU {version}, COLO built in, return-path {path}"
+
+
+def _memory(pair: PairConfig, all_pairs_bytes: int) -> Finding:
+    available = available_memory_bytes() >> 20
+    needed = SECONDARY_MEMORY_FACTOR * pair.vm.memory >> 20
+    total = SECONDARY_MEMORY_FACTOR * all_pairs_bytes >> 20
+    text = f"a secondary needs {needed} MiB (twice the guest's), {available} MiB are available"
+    if total > needed:
+        text += f"; all pairs together need up to {total} MiB"
+    return available >= needed, text
+
+
+def _interfaces(pair: PairConfig) -> Iterator[Finding]:
+    for index, nic in enumerate(pair.vm.nics):
+        name = nic.tap or nic.bridge
+        path = Path("/sys/class/net") / str(name)
+        good = path.exists() if nic.tap else (path / "bridge").is_dir()
+        kind = "tap" if nic.tap else "bridge"
+        advice = "" if good else f": {kind} {name} does not exist on this host, make it first"
+        yield good, f"NIC {index} on {kind} {name}{advice}"
+
+
+def _witness(pair: PairConfig) -> Finding:
+    directory = pair.witness.directory
+    good = directory.is_dir()
+    advice = "" if good else ": no such folder, make it or mount it (the same one on both nodes)"
+    return good, f"witness {directory}{advice}"

@@ -1,0 +1,69 @@
+"""`coloha`: parse the command line, run one verb."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from coloha import __version__
+from coloha.cli import check, events, exits, run, schema, start, status
+from coloha.errors import ColohaError, ConfigError
+
+DEFAULT_CONFIG = Path("/etc/coloha/coloha.yaml")
+
+_EPILOG = """exit codes:
+  0  yes: it was done, all is well
+  1  no: a check found a problem, a pair is not protected, the daemon did not answer
+  2  the configuration or the command line was refused; nothing was started
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="coloha",
+        description="Fault tolerance for QEMU virtual machines: the other half of COLO.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"coloha {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for module in (run, check, status, events, start, schema):
+        name = module.__name__.rpartition(".")[2]
+        summary = (module.__doc__ or "").split("\n")[0].partition(": ")[2]
+        verb = verbs.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=module.EXAMPLE + "\n" + _EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if module is not schema:
+            verb.add_argument(
+                "--config",
+                type=Path,
+                default=DEFAULT_CONFIG,
+                metavar="FILE",
+                help=f"the host file (default: {DEFAULT_CONFIG})",
+            )
+        module.add_arguments(verb)
+        verb.set_defaults(call=module.call)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run `coloha` with these arguments and return the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        code = arguments.call(arguments)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return exits.BAD_CONFIG
+    except ColohaError as error:
+        print(f"coloha: {error}", file=sys.stderr)
+        return exits.FAILED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output went away: nothing is left to say
+        return exits.OK
+    except KeyboardInterrupt:
+        return 130
+    assert isinstance(code, int)
+    return code

@@ -1,0 +1,107 @@
+"""`coloha status`: how the pairs of this node are."""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from coloha import config
+from coloha.adapters.control import ControlClient
+from coloha.cli import exits
+
+EXAMPLE = """examples:
+  coloha status
+  coloha status --watch
+  coloha status --json | jq '.pairs[].protected'
+
+Exit code 1 means that a pair is not protected.
+"""
+
+REFRESH_S = 0.5
+_CLEAR = "\x1b[H\x1b[J"
+_GREEN, _RED, _BOLD, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this verb's arguments."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
+    parser.add_argument("--watch", "-w", action="store_true", help="show it again and again")
+    parser.add_argument("pair", nargs="?", help="only this pair")
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Print the status, once or until interrupted."""
+    socket_path = config.load(arguments.config).host.control_socket
+    colours = sys.stdout.isatty()
+    while True:
+        client = ControlClient(socket_path)
+        status = client.ask("status")["ok"]
+        client.close()
+        if arguments.pair is not None:
+            status["pairs"] = [p for p in status["pairs"] if p["pair"] == arguments.pair]
+            if not status["pairs"]:
+                print(f"coloha: no pair {arguments.pair!r} on this node", file=sys.stderr)
+                return exits.FAILED
+        if arguments.json:
+            print(json.dumps(status), flush=True)
+        else:
+            text = "\n".join(render(status, colours=colours))
+            print((_CLEAR if arguments.watch and colours else "") + text, flush=True)
+        if not arguments.watch:
+            return exits.OK if all(p.get("protected") for p in status["pairs"]) else exits.FAILED
+        time.sleep(REFRESH_S)
+
+
+def render(status: dict[str, Any], *, colours: bool) -> Iterator[str]:
+    """Yield the lines that show a status to people."""
+    yield f"node {status['node']}   coloha {status['version']}   up {_time(status['uptime_s'])}"
+    for pair in status["pairs"]:
+        yield ""
+        yield from _pair(pair, colours)
+
+
+def _pair(pair: dict[str, Any], colours: bool) -> Iterator[str]:
+    colour = _GREEN if pair.get("protected") else _RED
+    state = "protected" if pair.get("protected") else "NOT PROTECTED"
+    if colours:
+        state = f"{colour}{_BOLD}{state}{_PLAIN}"
+    phase = f"{pair.get('role', '?')}, phase {pair['phase']}"
+    yield f"{pair['pair']}: {state}   ({phase} for {_time(pair.get('phase_age_s'))})"
+    if pair["why_not"]:
+        yield f"  why not       {pair['why_not']}"
+    if "peer" not in pair:
+        return
+    yield f"  waits for     {pair['waits_for'] or '-'}"
+    yield f"  generation    {pair['generation']}, the record says {pair['record']}"
+    if pair["last_pause_s"] is not None or pair["role"] == "primary":
+        yield (
+            f"  epochs        {pair['epochs']} committed, last pause {_time(pair['last_pause_s'])},"
+            f" period {_time(pair['period_s'])}"
+        )
+        yield f"  output        {_output(pair)}"
+    if pair["loaded"] is not None:
+        yield f"  checkpoints   {pair['loaded']} loaded"
+    yield f"  heartbeat     {pair['peer']} heard {_time(pair['heartbeat_age_s'])} ago"
+    if pair["witness_error"]:
+        yield f"  witness       UNREACHABLE: {pair['witness_error']}"
+    qemu = pair["qemu"]
+    if qemu["pid"] is not None:
+        yield f"  qemu          pid {qemu['pid']}, run {qemu['run']}"
+
+
+def _output(pair: dict[str, Any]) -> str:
+    if pair["held_age_s"] is None:
+        return "open"
+    return f"held until committed, oldest {_time(pair['held_age_s'])}"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min"

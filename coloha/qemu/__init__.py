@@ -1,0 +1,1 @@
+"""What coloha knows of QEMU: command line, versions, QMP, and the sequences of COLO."""

@@ -1,0 +1,124 @@
+"""The command line of a pair's QEMU."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from coloha.config.model import Nic, Vm
+from coloha.core.events import Role, Run
+from coloha.qemu.scripts import sink_id
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where a run keeps its sockets and logs."""
+
+    directory: Path
+
+    @property
+    def qmp(self) -> Path:
+        """Socket for commands and events."""
+        return self.directory / "qmp.sock"
+
+    @property
+    def oob(self) -> Path:
+        """Socket for out-of-band commands."""
+        return self.directory / "oob.sock"
+
+    @property
+    def stderr(self) -> Path:
+        """What QEMU complained about."""
+        return self.directory / "stderr.log"
+
+    @property
+    def console(self) -> Path:
+        """What the guest wrote to its serial console."""
+        return self.directory / "console.log"
+
+
+def directory_of(pair_directory: Path, run: Run) -> Path:
+    """Return the folder of a run."""
+    return pair_directory / run.id
+
+
+def mark(pair_directory: Path) -> str:
+    """Return how an argument of each QEMU of this pair begins, and of no other process."""
+    return f"unix:{pair_directory}/"
+
+
+def run_of(argv: list[str], pair_directory: Path) -> Run | None:
+    """Return the run whose QEMU has these arguments, or None if it is none of this pair's."""
+    start = mark(pair_directory)
+    for argument in argv:
+        if argument.startswith(start):
+            name = argument.removeprefix(start).split("/", 1)[0]
+            letter, _, number = name.partition("-")
+            if letter == Role.PRIMARY.value[0]:
+                return Run(name, Role.PRIMARY)
+            if letter == Role.SECONDARY.value[0]:
+                return Run(name, Role.SECONDARY, int(number, 16))
+    return None
+
+
+def netdevs(vm: Vm) -> tuple[str, ...]:
+    """Return the netdev ids of a VM's NICs, in order."""
+    return tuple(f"net{index}" for index in range(len(vm.nics)))
+
+
+def tap_name(pair: str, index: int, nic: Nic) -> str:
+    """Return the tap of a NIC: the configured one, or one made for its bridge.
+
+    Interface names have at most 15 characters, so the pair's name goes in as a hash.
+    """
+    if nic.tap is not None:
+        return nic.tap
+    return f"co{hashlib.sha256(pair.encode()).hexdigest()[:8]}n{index}"
+
+
+def build(pair: str, vm: Vm, run: Run, files: Files) -> list[str]:
+    """Return the command line that starts `run`.
+
+    Primary and secondary differ in two things only: the secondary waits for the migration, and
+    its output goes to a sink until it is promoted (4.6).
+    """
+    machine = f"{vm.machine},accel={vm.accelerator}"
+    argv = [
+        vm.qemu,
+        *("-name", f"guest={pair},process=coloha-{pair}"),
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", machine, "-m", f"{vm.memory // 2**20}M", "-smp", str(vm.cpus)),
+        *_optional("-cpu", vm.cpu),
+        *_optional("-bios", vm.firmware),
+        *_optional("-kernel", vm.kernel),
+        *_optional("-initrd", vm.initrd),
+        *_optional("-append", vm.append),
+        *("-qmp", f"unix:{files.qmp},server=on,wait=off"),
+        *("-qmp", f"unix:{files.oob},server=on,wait=off"),
+        *("-chardev", f"file,id=console,path={files.console},append=on"),
+        *("-serial", "chardev:console"),
+    ]
+    for index, nic in enumerate(vm.nics):
+        argv += _nic(f"net{index}", tap_name(pair, index, nic), nic)
+    if run.role is Role.SECONDARY:
+        for netdev in netdevs(vm):
+            argv += _sink(netdev)
+        argv += ["-incoming", "defer"]
+    return [*argv, *vm.extra_arguments]
+
+
+def _optional(option: str, value: object | None) -> tuple[str, ...]:
+    return () if value is None else (option, str(value))
+
+
+def _nic(netdev: str, tap: str, nic: Nic) -> list[str]:
+    # vhost moves packets past QEMU, where no filter can hold them.
+    backend = f"tap,id={netdev},ifname={tap},script=no,downscript=no,vhost=off"
+    # An option ROM differs between QEMU builds and is no use without network boot.
+    device = f"{nic.model},netdev={netdev},mac={nic.mac},romfile="
+    return ["-netdev", backend, "-device", device]
+
+
+def _sink(netdev: str) -> list[str]:
+    chardev = f"null,id=null-{netdev}"
+    sink = f"filter-redirector,id={sink_id(netdev)},netdev={netdev},queue=rx,outdev=null-{netdev}"
+    return ["-chardev", chardev, "-object", sink]

@@ -1,0 +1,62 @@
+"""Runs scripts on a QEMU: the shell around `scripts.py`."""
+
+import asyncio
+import socket
+
+from coloha.core.actions import Script
+from coloha.core.events import Failure
+from coloha.qemu.qmp import Monitor
+from coloha.qemu.scripts import (
+    ANSWER_S,
+    Call,
+    Give,
+    Op,
+    Pause,
+    Plan,
+    ScriptError,
+    Tape,
+    Until,
+    write,
+)
+
+
+async def conduct(
+    script: Script, plan: Plan, timeout_s: float, monitor: Monitor, channel: socket.socket | None
+) -> object:
+    """Run a script to its end and return its result.
+
+    :param channel: the session's connection, for scripts that give it to QEMU.
+    :raises ScriptError: if it does not succeed.
+    """
+    tape = monitor.begin()
+    steps = write(script, plan, timeout_s, tape)
+    outcome: object = None
+    failure: ScriptError | None = None
+    try:
+        while True:
+            op = steps.throw(failure) if failure is not None else steps.send(outcome)
+            failure = None
+            try:
+                outcome = await _perform(op, tape, monitor, channel)
+            except ScriptError as error:
+                failure = error
+    except StopIteration as end:
+        return end.value
+    finally:
+        steps.close()
+
+
+async def _perform(op: Op, tape: Tape, monitor: Monitor, channel: socket.socket | None) -> object:
+    match op:
+        case Call(commands, timeout_s):
+            return await monitor.call(commands, timeout_s)
+        case Until(names, timeout_s, what):
+            return await monitor.until(tape, names, timeout_s, what)
+        case Pause(seconds):
+            await asyncio.sleep(seconds)
+            return None
+        case Give(fdname):
+            if channel is None:
+                raise ScriptError(Failure.BROKEN, "the channel is closed")
+            await monitor.give(fdname, channel.fileno(), ANSWER_S)
+            return None

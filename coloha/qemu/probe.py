@@ -1,0 +1,55 @@
+"""Looks at a QEMU program before any VM depends on it."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+from dataclasses import dataclass
+
+from coloha.errors import LaunchError
+from coloha.qemu import versions
+from coloha.qemu.versions import Version
+
+PROBE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a QEMU program can do. `colo`: it was built with COLO."""
+
+    version: Version
+    colo: bool
+
+
+async def probe(program: str, accelerator: str) -> Probe:
+    """Start the program without a machine, ask it, end it.
+
+    :raises LaunchError: if it cannot be started, or does not have the accelerator.
+    """
+    if shutil.which(program) is None:
+        raise LaunchError(f"{program}: no such program: install QEMU (package qemu-system-x86)")
+    argv = (
+        *(program, "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", f"none,accel={accelerator}", "-qmp", "stdio"),
+    )
+    process = await asyncio.create_subprocess_exec(*argv, stdin=-1, stdout=-1, stderr=-1)
+    commands = ("qmp_capabilities", "query-version", "query-migrate-capabilities", "quit")
+    text = "".join(json.dumps({"execute": command, "id": command}) for command in commands)
+    try:
+        async with asyncio.timeout(PROBE_S):
+            output, complaint = await process.communicate(text.encode())
+    except TimeoutError:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        raise LaunchError(f"{program} did not answer within {PROBE_S:g} s") from None
+    replies = {}
+    for line in output.decode(errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            message = json.loads(line)
+            replies[message.get("id")] = message.get("return")
+    if "query-version" not in replies:
+        reason = complaint.decode(errors="replace").strip() or "it said nothing"
+        raise LaunchError(f"{program} with accelerator {accelerator}: {reason}")
+    capabilities = replies.get("query-migrate-capabilities") or []
+    colo = any(entry.get("capability") == "x-colo" for entry in capabilities)
+    return Probe(versions.parse(replies["query-version"]), colo)

@@ -1,0 +1,201 @@
+"""One QEMU process with its monitor: what the pair's runtime holds of a run."""
+
+import asyncio
+import contextlib
+import re
+import socket
+from collections.abc import Callable
+
+from coloha.core.actions import Script
+from coloha.core.commit import Message
+from coloha.core.events import (
+    ColoExited,
+    CopyBad,
+    Event,
+    GuestShutdown,
+    QemuExited,
+    Role,
+    Run,
+)
+from coloha.errors import LaunchError, QmpError
+from coloha.qemu import versions
+from coloha.qemu.command_line import Files
+from coloha.qemu.conductor import conduct
+from coloha.qemu.process import Process
+from coloha.qemu.qmp import Monitor
+from coloha.qemu.scripts import Command, Plan, ScriptError
+
+START_S = 15.0
+"""How long QEMU may take from exec to its first answer."""
+
+LAST_WORDS_S = 0.05
+"""How long to read, once the process is gone, what it still said: SHUTDOWN tells a guest that
+switched itself off from a crash."""
+
+STDERR_READ_BYTES = 64 * 1024
+
+_COPY_BAD = re.compile(
+    r"load device state failed"
+    r"|error while loading state(?: section id \d+\((?!ram\))| for instance .* of device '(?!ram'))"
+)
+"""What QEMU says when a secondary is left half loaded (6.2): up to 7.2 the first, later only the
+second. An interrupted transfer of RAM goes to the cache alone and does no harm."""
+
+
+class Vm:
+    """A run's process and monitor. Events go to `post`."""
+
+    def __init__(
+        self,
+        run: Run,
+        files: Files,
+        netdevs: tuple[str, ...],
+        traits: versions.Traits,
+        post: Callable[[Event], None],
+    ) -> None:
+        self.run = run
+        self.files = files
+        self.loaded = 0
+        """Checkpoints that this QEMU has loaded as secondary, since the daemon watches it."""
+        self.dead = asyncio.Event()
+        """Nothing is left of the process: its taps and sockets are free."""
+        self.status = "it is dying"
+        self.quiet = False
+        """Post nothing more."""
+        self._netdevs = netdevs
+        self._traits = traits
+        self._post = post
+        self._process: Process | None = None
+        self._monitor: Monitor | None = None
+        self._plan: Plan | None = None
+        self._farewell: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    def hold(self, process: Process) -> None:
+        """Watch the process; its death is posted as `QemuExited`."""
+        self._process = process
+        process.watch(self._ended, self._dead)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+
+    @property
+    def pid(self) -> int | None:
+        """The process, while it lives."""
+        return self._process.pid if self._process is not None and not self.dead.is_set() else None
+
+    @property
+    def answered_at(self) -> float | None:
+        """When QEMU last said anything, monotonic seconds."""
+        return self._monitor.heard_at if self._monitor is not None else None
+
+    async def connect(self, deadline_s: float = START_S) -> None:
+        """Connect the monitor and see whether this QEMU may be used.
+
+        :raises LaunchError: if it does not answer, or its version is refused.
+        """
+        if self._monitor is not None:
+            return
+        monitor = Monitor(self.run.id, self._heard)
+        try:
+            version = await self._greet(monitor, deadline_s)
+            problems = versions.problems(version, self._traits)
+            if problems:
+                raise LaunchError("; ".join(problems))
+        except BaseException:
+            await monitor.close()
+            raise
+        self._monitor = monitor
+        if self._process is not None:
+            self._process.watch_threads()
+        self._plan = Plan(self._netdevs, versions.needs_return_path(version))
+
+    async def _greet(self, monitor: Monitor, deadline_s: float) -> versions.Version:
+        try:
+            await monitor.connect(self.files.qmp, self.files.oob, deadline_s, self._alive)
+            (reply,) = await monitor.call((Command("query-version"),), deadline_s)
+            return versions.parse(reply.data)
+        except (QmpError, ScriptError, ValueError) as error:
+            complaint = self.complaint()
+            raise LaunchError(f"{error}: {complaint}" if complaint else str(error)) from error
+
+    def _alive(self) -> bool:
+        return not self.dead.is_set()
+
+    async def perform(
+        self, script: Script, timeout_s: float, channel: socket.socket | None
+    ) -> object:
+        """Run a script.
+
+        :raises ScriptError: if it does not succeed.
+        """
+        assert self._monitor is not None
+        assert self._plan is not None
+        result = await conduct(script, self._plan, timeout_s, self._monitor, channel)
+        if script is Script.PROMOTE:
+            self._check_copy()
+        return result
+
+    async def close(self) -> None:
+        """Let go of the monitor and the pidfd; the process lives on if it does."""
+        if self._monitor is not None:
+            await self._monitor.close()
+        if self._process is not None:
+            self._process.close()
+
+    def _say(self, event: Event) -> None:
+        if not self.quiet:
+            self._post(event)
+
+    def complaint(self) -> str:
+        """Return the end of what QEMU wrote to stderr, on one line."""
+        lines = [line.strip() for line in self._stderr().splitlines() if line.strip()]
+        return "; ".join(lines[-3:])[-500:]
+
+    def _stderr(self) -> str:
+        with contextlib.suppress(OSError), self.files.stderr.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - STDERR_READ_BYTES))
+            return file.read().decode(errors="replace")
+        return ""
+
+    def _check_copy(self) -> None:
+        """Post `CopyBad` if the secondary says that a checkpoint did not load (R5)."""
+        if self.run.role is not Role.SECONDARY:
+            return
+        found = _COPY_BAD.search(self._stderr())
+        if found is not None:
+            self._say(CopyBad(found.group(0)))
+
+    def _heard(self, message: Message) -> None:
+        match message.name:
+            case "COLO_EXIT":
+                self._check_copy()
+                self._say(ColoExited())
+            case "SHUTDOWN":
+                data = message.data if isinstance(message.data, dict) else {}
+                if data.get("reason") == "guest-shutdown":
+                    self._say(GuestShutdown())
+            case "RESUME":
+                self.loaded += 1
+            case _:
+                pass
+
+    def _ended(self) -> None:
+        """The process will not run again, though it may take long to be gone."""
+        self._farewell = asyncio.get_running_loop().create_task(self._last_words())
+
+    def _dead(self, status: str) -> None:
+        self.status = status
+        self.dead.set()
+        if self._monitor is not None:
+            self._closing = asyncio.get_running_loop().create_task(self._monitor.close())
+
+    async def _last_words(self) -> None:
+        """Post `QemuExited`, once all that the process said before is taken in."""
+        if self._monitor is not None:
+            await self._monitor.drain(LAST_WORDS_S)
+        complaint = self.complaint()
+        self._say(QemuExited(self.run, f"{self.status}: {complaint}" if complaint else self.status))

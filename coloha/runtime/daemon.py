@@ -1,0 +1,270 @@
+"""The daemon: everything a node runs, from the configuration to the last farewell."""
+
+import asyncio
+import fcntl
+import gc
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from coloha import __version__, config
+from coloha.adapters.channel import ChannelServer, Offer
+from coloha.adapters.control import ControlServer
+from coloha.adapters.heartbeat import Heartbeats, Peer
+from coloha.adapters.witness import Witness
+from coloha.adapters.witness_file import FileWitness
+from coloha.config import Config, PairConfig, changed_settings, live_settings, read_key
+from coloha.core.actions import Severity
+from coloha.core.events import PeerState, StartRequested
+from coloha.core.wire import Link
+from coloha.errors import ColohaError, ConfigError
+from coloha.runtime.metrics import Metrics
+from coloha.runtime.occurrences import Occurrence, Occurrences
+from coloha.runtime.pair import PairRuntime, Services
+from coloha.runtime.status import as_dict
+from coloha.runtime.store import Store
+
+log = logging.getLogger(__name__)
+
+THREAD_SWITCH_S = 0.001
+"""How long a thread may keep the interpreter from the event loop: metrics must not delay epochs."""
+
+
+class StartError(ColohaError):
+    """The daemon cannot start here; the message says what to change."""
+
+
+class Daemon:
+    """A node. `run` returns when the daemon is told to stop."""
+
+    def __init__(self, loaded: Config, host_file: Path) -> None:
+        self._config = loaded
+        self._host_file = host_file
+        self._started_at = time.monotonic()
+        self._pairs: dict[str, PairRuntime] = {}
+        self._witnesses: dict[object, Witness] = {}
+        self._peers: dict[str, Peer] = {}
+        self._stopping = asyncio.Event()
+        self._lock: int | None = None
+        self._reloading: asyncio.Task[None] | None = None
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="config")
+        self._loader.submit(int).result()
+
+    async def run(self) -> None:
+        """Run every pair until SIGTERM or SIGINT. QEMUs are left running.
+
+        :raises StartError: if an address, a folder or another daemon is in the way.
+        """
+        host = self._config.host
+        self._take(host.runtime_directory)
+        key = read_key(host.key_file)
+        self._occurrences = Occurrences(host.node, host.state_directory / "events.jsonl")
+        self._metrics = Metrics()
+        self._heartbeats = self._make_heartbeats(key)
+        services = Services(
+            host, key, Store(host.state_directory), self._heartbeats, self._occurrences,
+            self._metrics,
+        )  # fmt: skip
+        for pair in self._config.pairs:
+            self._pairs[pair.name] = PairRuntime(pair, self._witness(pair), services)
+        self._channels = ChannelServer(host.node, key, self._offered)
+        self._control = ControlServer(
+            {"status": self._status, "events": self._events, "start": self._start}
+        )
+        await self._open()
+        gc.freeze()
+        sys.setswitchinterval(THREAD_SWITCH_S)
+        self._occurrences.add("-", "daemon-started", Severity.INFO, f"coloha {__version__}", 0)
+        pumps = [asyncio.create_task(pair.run(), name=pair.name) for pair in self._pairs.values()]
+        try:
+            await self._stopping.wait()
+        finally:
+            await self._close(pumps, services)
+
+    def _take(self, directory: Path) -> None:
+        """Make the runtime folder ours alone."""
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._config.host.state_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartError(f"another coloha daemon uses {directory}: stop it first") from None
+        except OSError as error:
+            raise StartError(f"{error.filename or directory}: {error.strerror}") from error
+
+    def _make_heartbeats(self, key: bytes) -> Heartbeats:
+        me = self._config.host.node
+        by_peer: dict[str, list[PairConfig]] = {}
+        for pair in self._config.pairs:
+            by_peer.setdefault(self._config.peer_of(pair), []).append(pair)
+        for peer, pairs in by_peer.items():
+            address = pairs[0].nodes[peer].heartbeat
+            self._peers[peer] = Peer(
+                link=Link(me, peer, key, nonce=secrets.randbits(63) + 1),
+                address=(address.host, address.port),
+                interval_s=min(pair.heartbeat.interval for pair in pairs),
+                states=_states_of(self._pairs, [pair.name for pair in pairs]),
+                deliver=self._deliver,
+            )
+        return Heartbeats(self._peers)
+
+    def _deliver(self, pair: str, state: PeerState) -> None:
+        self._pairs[pair].heard(state)
+
+    def _offered(self, offer: Offer) -> None:
+        pair = self._pairs.get(offer.request.pair)
+        if pair is None or pair.peer != offer.sender:
+            log.warning("%s invites for pair %r: unknown", offer.sender, offer.request.pair)
+            offer.connection.close()
+        else:
+            pair.offered(offer)
+
+    def _witness(self, pair: PairConfig) -> Witness:
+        """Return the witness of a pair; pairs with the same one share it."""
+        if pair.witness not in self._witnesses:
+            self._witnesses[pair.witness] = FileWitness(
+                pair.witness.directory, pair.witness.timeout
+            )
+        return self._witnesses[pair.witness]
+
+    async def _open(self) -> None:
+        """Bind everything; nothing was started before."""
+        host = self._config.host
+        loop = asyncio.get_running_loop()
+        what: object = None
+        try:
+            what = host.listen.channel
+            self._channels.start((what.host, what.port))
+            what = host.listen.heartbeat
+            await self._heartbeats.start((what.host, what.port))
+            what = host.control_socket
+            await self._control.start(host.control_socket)
+            if host.metrics is not None:
+                what = host.metrics
+                self._metrics.snapshots = self._snapshots
+                self._metrics.rejects = lambda: dict(self._heartbeats.rejected)
+                self._metrics.serve(host.metrics.host, host.metrics.port)
+        except OSError as error:
+            raise StartError(f"cannot listen on {what}: {error.strerror or error}") from error
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stopping.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    async def _close(self, pumps: list[asyncio.Task[None]], services: Services) -> None:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        self._heartbeats.stop()
+        self._channels.stop()
+        self._control.stop()
+        self._metrics.stop()
+        for witness in self._witnesses.values():
+            await witness.close()
+        services.store.close()
+        self._loader.shutdown(wait=False)
+        self._occurrences.add("-", "daemon-stopped", Severity.INFO, "QEMUs are left running", 0)
+        self._occurrences.close()
+        if self._lock is not None:
+            os.close(self._lock)
+
+    def _snapshots(self) -> list[Any]:
+        return [pair.snapshot for pair in self._pairs.values() if pair.snapshot is not None]
+
+    def _reload(self) -> None:
+        """Read the configuration again and take over what may change while running."""
+        self._reloading = asyncio.create_task(self._load_again())
+
+    async def _load_again(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            # A hostile file can take seconds to refuse: not in the event loop.
+            new = await loop.run_in_executor(self._loader, config.load, self._host_file)
+        except ConfigError as error:
+            self._occurrences.add(
+                "-", "reload-refused", Severity.ERROR, f"nothing was changed: {error}", 0
+            )
+            return
+        for line in _apply(new, self._config, self._pairs):
+            self._occurrences.add("-", "reloaded", Severity.INFO, line, 0)
+
+    # Verbs of the control socket
+
+    async def _status(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
+        del request
+        now = time.monotonic()
+        yield {
+            "ok": {
+                "node": self._config.host.node,
+                "version": __version__,
+                "pid": os.getpid(),
+                "uptime_s": round(now - self._started_at, 3),
+                "heartbeats_rejected": dict(self._heartbeats.rejected),
+                "pairs": [as_dict(pair, now) for pair in self._pairs.values()],
+            }
+        }
+
+    async def _events(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
+        since, follow = int(request.get("since", 0)), bool(request.get("follow"))
+        queue = self._occurrences.listen()
+        try:
+            for occurrence in self._occurrences.since(since):
+                yield {"ok": _plain(occurrence)}
+            while follow:
+                yield {"ok": _plain(await queue.get())}
+            yield {"end": True}
+        finally:
+            self._occurrences.leave(queue)
+
+    async def _start(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
+        pair = self._pairs.get(str(request.get("pair")))
+        if pair is None:
+            yield {"error": f"no pair {request.get('pair')!r} on this node"}
+            return
+        pair.post(StartRequested())
+        yield {"ok": True}
+
+
+def _states_of(
+    pairs: Mapping[str, PairRuntime], names: Sequence[str]
+) -> Callable[[], dict[str, PeerState]]:
+    """Return what gives the state of these pairs for a heartbeat."""
+
+    def states() -> dict[str, PeerState]:
+        found = {name: pairs[name].wire for name in names if name in pairs}
+        return {name: state for name, state in found.items() if state is not None}
+
+    return states
+
+
+def _plain(occurrence: Occurrence) -> dict[str, Any]:
+    return asdict(occurrence)
+
+
+def _apply(new: Config, old: Config, pairs: Mapping[str, PairRuntime]) -> Iterator[str]:
+    """Take over live settings; yield what was done, and what needs a restart."""
+    if new.host != old.host:
+        yield "the host file changed: that needs a restart of the daemon"
+    known = {pair.name: pair for pair in old.pairs}
+    for pair in new.pairs:
+        if pair.name not in known:
+            yield f"pair {pair.name} is new: that needs a restart of the daemon"
+            continue
+        changed = changed_settings(pairs[pair.name].config, pair)
+        live = [path for path in changed if path in live_settings()]
+        later = [path for path in changed if path not in live_settings()]
+        if live:
+            pairs[pair.name].reconfigure(pair)
+            yield f"pair {pair.name}: {', '.join(live)} changed"
+        if later:
+            yield f"pair {pair.name}: {', '.join(later)} changed: that needs a restart"
+    for name in known.keys() - {pair.name for pair in new.pairs}:
+        yield f"the file of pair {name} is gone: it runs on until the daemon is restarted"

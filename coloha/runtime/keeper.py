@@ -1,0 +1,313 @@
+"""Keeps a pair's QEMU on this node, and the channels to the other one."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+
+from coloha.adapters import network
+from coloha.adapters.channel import Offer, Request, invite, tune
+from coloha.config.model import HostConfig, PairConfig
+from coloha.core.actions import RunScript, Script
+from coloha.core.events import (
+    ChannelFailed,
+    ChannelReady,
+    Event,
+    Failure,
+    Invited,
+    Launched,
+    LaunchFailed,
+    QemuExited,
+    Run,
+    ScriptDone,
+    ScriptFailed,
+)
+from coloha.errors import AuthenticationError, ChannelError, LaunchError, StoreError
+from coloha.qemu import command_line, versions
+from coloha.qemu.command_line import Files
+from coloha.qemu.process import ChildLauncher, Launcher
+from coloha.qemu.scripts import ScriptError
+from coloha.qemu.vm import Vm
+
+log = logging.getLogger(__name__)
+
+DEATH_S = 5.0
+BURIAL_S = 60.0
+"""How long the kernel may take to free the memory of a killed QEMU."""
+MAX_OFFERS = 4
+KEPT_RUNS = 5
+SECONDARY_MEMORY_FACTOR = 2
+"""COLO's secondary keeps a cache of all of the guest's memory (QEMU, migration/ram.c)."""
+
+
+class Keeper:
+    """Launches, finds, drives and kills the pair's QEMU; makes and holds channels.
+
+    Every outcome is posted as an event.
+    """
+
+    def __init__(
+        self,
+        config: PairConfig,
+        host: HostConfig,
+        key: bytes,
+        peer: str,
+        post: Callable[[Event], None],
+        launcher: Launcher | None = None,
+    ) -> None:
+        self._config = config
+        self._host = host
+        self._key = key
+        self._peer = peer
+        self._post = post
+        self._launcher = launcher or ChildLauncher()
+        self._directory = host.runtime_directory / config.name
+        self._traits = versions.Traits(config.vm.machine, config.vm.accelerator)
+        self.vm: Vm | None = None
+        self._launching: asyncio.Task[None] | None = None
+        self._script: asyncio.Task[None] | None = None
+        self._offers: dict[int, Offer] = {}
+        self._channels: dict[int, socket.socket] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # The process
+
+    def find(self) -> Run | None:
+        """Look for a QEMU of this pair that an earlier daemon started, and watch it.
+
+        :raises StoreError: if there are several: only an operator can tell which one counts.
+        """
+        found = [
+            (process, run)
+            for process, argv in self._launcher.find(command_line.mark(self._directory))
+            if (run := command_line.run_of(argv, self._directory)) is not None
+        ]
+        if len(found) > 1:
+            pids = ", ".join(str(process.pid) for process, _ in found)
+            for process, _ in found:
+                process.close()
+            raise StoreError(f"several QEMUs of this pair run here (pids {pids}): end all but one")
+        for process, run in found:
+            self.vm = self._make(run)
+            self.vm.hold(process)
+            return run
+        return None
+
+    def _make(self, run: Run) -> Vm:
+        files = Files(command_line.directory_of(self._directory, run))
+        return Vm(run, files, command_line.netdevs(self._config.vm), self._traits, self._post)
+
+    def launch(self, run: Run) -> None:
+        """Start QEMU. Posts `Launched` or `LaunchFailed`."""
+        self._launching = self._beside(self._launch(run))
+
+    async def _launch(self, run: Run) -> None:
+        vm: Vm | None = None
+        try:
+            await self._last_one_dead()
+            await network.prepare(self._config.name, self._config.vm)
+            vm = self.vm = self._make(run)
+            self._make_room(vm.files)
+            argv = command_line.build(self._config.name, self._config.vm, run, vm.files)
+            vm.hold(self._launcher.start(argv, vm.files.stderr))
+            await vm.connect()
+        except (LaunchError, OSError) as error:
+            if vm is not None:
+                await self._bury(vm)
+            self._post(LaunchFailed(run, str(error)))
+        else:
+            self._post(Launched(run))
+        finally:
+            self._launching = None
+
+    async def _last_one_dead(self) -> None:
+        """Wait until the QEMU before has let go of its taps."""
+        if self.vm is not None and not self.vm.dead.is_set():
+            try:
+                async with asyncio.timeout(BURIAL_S):
+                    await self.vm.dead.wait()
+            except TimeoutError:
+                raise LaunchError("the QEMU before this one is killed but not gone yet") from None
+
+    def _make_room(self, files: Files) -> None:
+        """Make the run's folder; remove those of old runs but the last few."""
+        files.directory.mkdir(parents=True, mode=0o700)
+        runs = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime)
+        for old in runs[:-KEPT_RUNS]:
+            _remove(old)
+
+    async def _bury(self, vm: Vm) -> None:
+        """See a process that never came to life dead, without a word about its death."""
+        vm.quiet = True
+        vm.kill()
+        if vm.pid is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(DEATH_S):
+                    await vm.dead.wait()
+        await vm.close()
+
+    def kill(self, run: Run) -> None:
+        """SIGKILL the QEMU of `run`. Its death posts `QemuExited`."""
+        if self._launching is not None and (self.vm is None or self.vm.pid is None):
+            self._launching.cancel()  # not even started
+            self._launching = None
+            self._post(QemuExited(run, "it was not yet started"))
+        elif self.vm is not None and self.vm.run == run:
+            if self._launching is not None:
+                self._launching.cancel()
+            self.vm.kill()
+
+    # Scripts
+
+    def run_script(self, action: RunScript) -> None:
+        """Run a script, ending the one under way. Posts `ScriptDone` or `ScriptFailed`."""
+        if self._script is not None:
+            self._script.cancel()
+        self._script = self._beside(self._perform(action))
+
+    async def _perform(self, action: RunScript) -> None:
+        vm = self.vm
+        if vm is None:
+            return  # its death is on the way to the machine
+        channel = self._channel_for(action)
+        try:
+            if action.script is Script.ADOPT:
+                await vm.connect(action.timeout_s)
+            result = await vm.perform(action.script, action.timeout_s, channel)
+        except ScriptError as error:
+            self._post(ScriptFailed(action.number, error.failure, error.reason))
+        except LaunchError as error:
+            self._post(ScriptFailed(action.number, Failure.SILENT, str(error)))
+        else:
+            self._post(ScriptDone(action.number, result))
+
+    def _channel_for(self, action: RunScript) -> socket.socket | None:
+        if action.session is None:
+            return None
+        if action.script is Script.ACCEPT_COLO:
+            offer = self._offers.get(action.session)
+            return offer.connection if offer is not None else None
+        # QEMU's copy must be the only one: else its death would not end the connection.
+        return self._channels.pop(action.session, None)
+
+    # Channels, as the inviting side
+
+    def invite(self, session: int, generation: int, timeout_s: float) -> None:
+        """Ask the other node for a secondary. Posts `ChannelReady` or `ChannelFailed`."""
+        for old in list(self._channels):
+            self.drop(old, "superseded")
+        self._beside(self._invite(session, generation, timeout_s))
+
+    async def _invite(self, session: int, generation: int, timeout_s: float) -> None:
+        request = Request(self._config.name, session, generation, self._config.fingerprint())
+        address = self._config.nodes[self._peer].channel
+        try:
+            connection = await invite(
+                (address.host, address.port),
+                self._key,
+                self._host.node,
+                self._peer,
+                request,
+                timeout_s,
+            )
+        except (ChannelError, AuthenticationError) as error:
+            self._post(ChannelFailed(session, str(error)))
+            return
+        tune(connection, self._config.checkpoint.stall_timeout)
+        self._channels[session] = connection
+        self._post(ChannelReady(session))
+
+    # Channels, as the invited side
+
+    def offered(self, offer: Offer) -> None:
+        """Take an invitation. Posts `Invited`."""
+        tune(offer.connection, self._config.checkpoint.stall_timeout)
+        while len(self._offers) >= MAX_OFFERS:
+            self.drop(next(iter(self._offers)), "too many invitations")
+        request = offer.request
+        self._offers[request.session] = offer
+        self._post(Invited(request.session, request.generation, self._problem(request)))
+
+    def _problem(self, request: Request) -> str | None:
+        """Say why this node cannot run the secondary, as far as can be seen without trying."""
+        if request.fingerprint != self._config.fingerprint():
+            return (
+                f"the files of pair {self._config.name} differ between {self._host.node} and "
+                f"{self._peer}: make them the same (only host paths and interfaces may differ)"
+            )
+        needed = SECONDARY_MEMORY_FACTOR * self._config.vm.memory
+        available = available_memory_bytes()
+        if self.vm is None and available < needed:
+            return (
+                f"{self._host.node} has {available >> 20} MiB of memory available, a secondary "
+                f"needs {needed >> 20} MiB, twice the guest's"
+            )
+        return None
+
+    def admit(self, session: int) -> None:
+        """Tell the inviting node that its secondary waits."""
+        offer = self._offers.pop(session, None)
+        if offer is not None:
+            self._beside(_ignoring_gone(offer.admit()))
+
+    def drop(self, session: int, reason: str) -> None:
+        """Close the channel of a session; an invitation is told why."""
+        offer = self._offers.pop(session, None)
+        if offer is not None:
+            self._beside(_ignoring_gone(offer.refuse(reason)))
+        connection = self._channels.pop(session, None)
+        if connection is not None:
+            connection.close()
+
+    # All of it
+
+    def _beside(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s: %s", self._config.name, task.exception(), exc_info=task.exception())
+
+    async def let_go(self) -> None:
+        """Close everything but leave QEMU as it is."""
+        for task in list(self._tasks):
+            task.cancel()
+        for session in [*self._offers, *self._channels]:
+            offer = self._offers.pop(session, None)
+            connection = offer.connection if offer else self._channels.pop(session, None)
+            if connection is not None:
+                connection.close()
+        if self.vm is not None:
+            vm, self.vm = self.vm, None
+            vm.quiet = True
+            await vm.close()
+
+
+async def _ignoring_gone(answer: Coroutine[None, None, None]) -> None:
+    """Answer an invitation; the one who asked may have given up."""
+    try:
+        await answer
+    except ChannelError as error:
+        log.info("%s", error)
+
+
+def available_memory_bytes() -> int:
+    """Return how much memory this host could give to a new process."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _remove(directory: Path) -> None:
+    """Remove the folder of an old run; what resists stays."""
+    with contextlib.suppress(OSError):
+        for entry in directory.iterdir():
+            entry.unlink()
+        directory.rmdir()

@@ -1,0 +1,98 @@
+"""Prometheus metrics, served by a thread of their own: it answers while the event loop is stuck."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from wsgiref.simple_server import WSGIServer
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from coloha import __version__
+from coloha.core.snapshot import Snapshot
+
+PAUSE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+class Metrics(Collector):
+    """The daemon's metrics. `snapshots` and `rejects` are read by the serving thread."""
+
+    def __init__(self) -> None:
+        self.snapshots: Callable[[], Iterable[Snapshot]] = tuple
+        self.rejects: Callable[[], dict[str, int]] = dict
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        self._pauses = Histogram(
+            "coloha_checkpoint_pause_seconds",
+            "How long the guest stood still for a checkpoint, STOP to RESUME.",
+            ["pair"],
+            buckets=PAUSE_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._occurrences = Counter(
+            "coloha_occurrences",
+            "What happened, by kind: see `coloha events`.",
+            ["pair", "kind"],
+            registry=self._registry,
+        )
+        self._server: WSGIServer | None = None
+        self._thread: threading.Thread | None = None
+
+    def serve(self, host: str, port: int) -> None:
+        """Serve at http://host:port/metrics.
+
+        :raises OSError: if the address cannot be bound.
+        """
+        self._server, self._thread = start_http_server(port, host, self._registry)
+
+    def stop(self) -> None:
+        """Serve no more."""
+        if self._server is not None and self._thread is not None:
+            self._server.shutdown()
+            self._thread.join()
+            self._server.server_close()
+
+    def pause(self, pair: str, seconds: float) -> None:
+        """Note the pause of a committed checkpoint."""
+        self._pauses.labels(pair).observe(seconds)
+
+    def occurred(self, pair: str, kind: str) -> None:
+        """Count an occurrence."""
+        self._occurrences.labels(pair, kind).inc()
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what is read off the snapshots."""
+        build = GaugeMetricFamily("coloha_build_info", "Version of coloha.", labels=["version"])
+        build.add_metric([__version__], 1)
+        yield build
+        rejected = CounterMetricFamily(
+            "coloha_heartbeats_rejected", "Heartbeats dropped, by reason.", labels=["reason"]
+        )
+        for reason, count in self.rejects().items():
+            rejected.add_metric([reason], count)
+        yield rejected
+        yield from _of_pairs(list(self.snapshots()))
+
+
+def _of_pairs(snapshots: list[Snapshot]) -> Iterator[Metric]:
+    phase = GaugeMetricFamily(
+        "coloha_pair_phase",
+        "1 for the phase the pair is in on this node.",
+        labels=["pair", "phase"],
+    )
+    protected = GaugeMetricFamily(
+        "coloha_pair_protected", "Whether a secondary could take over now.", labels=["pair"]
+    )
+    generation = GaugeMetricFamily(
+        "coloha_pair_generation", "Generation of the newest record known.", labels=["pair"]
+    )
+    committed = GaugeMetricFamily(
+        "coloha_pair_session_commits", "Checkpoints committed in this session.", labels=["pair"]
+    )
+    for snapshot in snapshots:
+        phase.add_metric([snapshot.pair, snapshot.phase], 1)
+        protected.add_metric([snapshot.pair], snapshot.protected)
+        generation.add_metric([snapshot.pair], snapshot.generation)
+        committed.add_metric([snapshot.pair], snapshot.committed)
+    yield from (phase, protected, generation, committed)

@@ -1,0 +1,255 @@
+"""The pump of one pair: events into the machine, its actions to the outside.
+
+One event at a time: `machine.step`, then its actions in order, each `Persist` finished before the
+next begins. What takes longer runs beside the pump and comes back as an event. After each step
+there is a new snapshot, and one timer is armed for `machine.deadline()`.
+
+If the machine breaks a promise, or the shell fails, the pump stops with everything held, says so,
+and starts over as a restarted daemon would: from the disk, the witness and the QEMU it finds.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+
+from coloha.adapters.channel import Offer
+from coloha.adapters.heartbeat import Heartbeats
+from coloha.adapters.witness import Witness, WitnessError
+from coloha.config.model import HostConfig, PairConfig
+from coloha.core.actions import (
+    Action,
+    Admit,
+    Beat,
+    DropChannel,
+    Invite,
+    Kill,
+    Launch,
+    Persist,
+    ReadRecord,
+    RunScript,
+    Severity,
+    SwapRecord,
+    Tell,
+)
+from coloha.core.context import Settings
+from coloha.core.events import (
+    Committed,
+    Event,
+    Heard,
+    PeerState,
+    PeriodChanged,
+    RecordRead,
+    ScriptDone,
+    Started,
+    SwapDone,
+    Timer,
+    WitnessFailed,
+)
+from coloha.core.machine import PairMachine
+from coloha.core.snapshot import Snapshot
+from coloha.errors import StoreError
+from coloha.runtime.keeper import Keeper
+from coloha.runtime.metrics import Metrics
+from coloha.runtime.occurrences import Occurrences
+from coloha.runtime.store import Store
+
+log = logging.getLogger(__name__)
+
+INBOX = 1000
+START_OVER_S = 2.0
+INVITE_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the pairs of a daemon share."""
+
+    host: HostConfig
+    key: bytes
+    store: Store
+    heartbeats: Heartbeats
+    occurrences: Occurrences
+    metrics: Metrics
+
+
+class PairRuntime:
+    """One pair on this node."""
+
+    def __init__(self, config: PairConfig, witness: Witness, services: Services) -> None:
+        self.config = config
+        self.name = config.name
+        self.peer = next(node for node in config.nodes if node != services.host.node)
+        self.snapshot: Snapshot | None = None
+        self.trouble: str | None = None
+        """Why the pump stands still, if it does."""
+        self.dropped = 0
+        """Heartbeats dropped because the pump was behind."""
+        self._witness = witness
+        self._services = services
+        self._inbox: asyncio.Queue[Event] = asyncio.Queue(INBOX)
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.keeper = Keeper(config, services.host, services.key, self.peer, self.post)
+
+    # What comes in
+
+    def post(self, event: Event) -> None:
+        """Put an event into the inbox."""
+        if self._inbox.full():
+            # Only a pump that stands still gets here. It starts over afresh when it can.
+            self.dropped += 1
+            return
+        self._inbox.put_nowait(event)
+
+    def heard(self, state: PeerState) -> None:
+        """Take what the other node's heartbeat says; when the pump is behind, the next one does."""
+        if self._inbox.qsize() < INBOX // 2:
+            self._inbox.put_nowait(Heard(state))
+        else:
+            self.dropped += 1
+
+    def offered(self, offer: Offer) -> None:
+        """Take an authenticated invitation for this pair."""
+        self.keeper.offered(offer)
+
+    def reconfigure(self, config: PairConfig) -> None:
+        """Take over what may change while running: the checkpoint period."""
+        self.config = config
+        self.post(PeriodChanged(config.checkpoint.period))
+
+    @property
+    def wire(self) -> PeerState | None:
+        """What heartbeats say of this pair; None while there is no pump to speak for."""
+        return self.snapshot.wire if self.snapshot is not None and self.trouble is None else None
+
+    # The pump
+
+    async def run(self) -> None:
+        """Pump until cancelled, starting over after a failure."""
+        while True:
+            try:
+                await self._pump()
+            except StoreError as error:
+                self.trouble = str(error)
+                self._tell("failed", Severity.ERROR, self.trouble)
+            except Exception as error:
+                log.exception("%s: the pump failed", self.name)
+                self.trouble = f"{type(error).__name__}: {error}".split("\n")[0]
+                self._tell("failed", Severity.ERROR, f"held, and starting over: {self.trouble}")
+            finally:
+                await self._let_go()
+            await asyncio.sleep(START_OVER_S)
+
+    async def _pump(self) -> None:
+        durable = self._services.store.load(self.name)
+        found = self.keeper.find()
+        machine = PairMachine(self._settings(), time.monotonic())
+        self._inbox = asyncio.Queue(INBOX)
+        self.trouble = None
+        self.post(Started(durable, found))
+        try:
+            while True:
+                event = await self._inbox.get()
+                now = time.monotonic()
+                if isinstance(event, Timer):
+                    now = max(now, machine.deadline())  # uvloop's timers may be early
+                actions = machine.step(event, now)
+                self._observe(event)
+                self.snapshot = machine.snapshot()
+                for action in actions:
+                    await self._execute(action)
+                self._arm(machine.deadline())
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    def _settings(self) -> Settings:
+        config = self.config
+        return Settings(
+            pair=self.name,
+            me=self._services.host.node,
+            peer=self.peer,
+            first=config.first_primary == self._services.host.node,
+            incarnation=secrets.randbits(40),
+            period_s=config.checkpoint.period,
+            stall_timeout_s=config.checkpoint.stall_timeout,
+            interval_s=config.heartbeat.interval,
+            misses=config.heartbeat.misses,
+            invite_timeout_s=INVITE_TIMEOUT_S,
+            sync_timeout_s=config.recovery.sync_timeout,
+            cold_start_after_s=config.recovery.cold_start_after,
+            retry_max_s=config.recovery.retry_max,
+        )
+
+    def _arm(self, deadline: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        delay = max(0.0, deadline - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(delay, self.post, Timer())
+
+    async def _let_go(self) -> None:
+        """Forget everything but the QEMU: it runs on, held or not, as it was."""
+        for task in self._tasks:
+            task.cancel()
+        await self.keeper.let_go()
+
+    def _observe(self, event: Event) -> None:
+        if isinstance(event, ScriptDone) and isinstance(event.result, Committed):
+            self._services.metrics.pause(self.name, event.result.pause_s)
+
+    # What goes out
+
+    async def _execute(self, action: Action) -> None:
+        match action:
+            case Persist(durable):
+                await self._services.store.save(self.name, durable)
+            case ReadRecord():
+                self._beside(self._read_record())
+            case SwapRecord():
+                self._beside(self._swap_record(action))
+            case RunScript():
+                self.keeper.run_script(action)
+            case Launch(run):
+                self.keeper.launch(run)
+            case Kill(run):
+                self.keeper.kill(run)
+            case Invite(session, generation):
+                self.keeper.invite(session, generation, INVITE_TIMEOUT_S)
+            case Admit(session):
+                self.keeper.admit(session)
+            case DropChannel(session, reason):
+                self.keeper.drop(session, reason)
+            case Beat():
+                self._services.heartbeats.beat(self.peer)
+            case Tell(kind, severity, text, generation):
+                self._services.metrics.occurred(self.name, kind)
+                self._services.occurrences.add(self.name, kind, severity, text, generation)
+
+    def _tell(self, kind: str, severity: Severity, text: str) -> None:
+        generation = self.snapshot.generation if self.snapshot else 0
+        self._services.occurrences.add(self.name, kind, severity, text, generation)
+
+    def _beside(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _read_record(self) -> None:
+        try:
+            record = await self._witness.read(self.name)
+        except WitnessError as error:
+            self.post(WitnessFailed(str(error)))
+        else:
+            self.post(RecordRead(record))
+
+    async def _swap_record(self, swap: SwapRecord) -> None:
+        me = self._services.host.node
+        try:
+            record = await self._witness.swap(self.name, swap.expected, swap.new, me)
+        except WitnessError as error:
+            self.post(WitnessFailed(str(error), error.unknown))
+        else:
+            self.post(SwapDone(swap.new) if record == swap.new else RecordRead(record))

@@ -1,0 +1,49 @@
+"""What `coloha status` shows of a pair, as plain data."""
+
+from typing import Any
+
+from coloha.core.snapshot import Snapshot
+from coloha.runtime.pair import PairRuntime
+
+
+def as_dict(pair: PairRuntime, now: float) -> dict[str, Any]:
+    """Return the pair's state at `now` (monotonic seconds). Ages are in seconds, null for none."""
+    snapshot = pair.snapshot
+    if snapshot is None:
+        return {"pair": pair.name, "phase": "failed", "why_not": pair.trouble or "it is starting"}
+    vm = pair.keeper.vm
+    return {
+        "pair": pair.name,
+        "peer": snapshot.peer,
+        "phase": "failed" if pair.trouble else str(snapshot.phase),
+        "phase_age_s": _age(snapshot.phase_since, now),
+        "role": snapshot.role,
+        "protected": snapshot.protected and pair.trouble is None,
+        "why_not": pair.trouble or snapshot.why_not,
+        "waits_for": snapshot.waiting,
+        "generation": snapshot.generation,
+        "record": snapshot.record,
+        "epochs": snapshot.committed,
+        "loaded": vm.loaded if vm is not None and snapshot.role == "secondary" else None,
+        "period_s": snapshot.period_s,
+        "last_pause_s": snapshot.pause_s,
+        "committed_age_s": _age(snapshot.committed_at, now),
+        "held_age_s": _age(snapshot.held_since, now),
+        "heartbeat_age_s": _age(snapshot.heard_at, now),
+        "lease_left_s": _left(snapshot, now),
+        "witness_error": snapshot.witness_error,
+        "qemu": {
+            "run": snapshot.run,
+            "pid": vm.pid if vm is not None else None,
+            "answered_age_s": _age(vm.answered_at, now) if vm is not None else None,
+        },
+        "inbox_dropped": pair.dropped,
+    }
+
+
+def _age(since: float | None, now: float) -> float | None:
+    return None if since is None else round(max(0.0, now - since), 4)
+
+
+def _left(snapshot: Snapshot, now: float) -> float | None:
+    return None if snapshot.lease_until is None else round(snapshot.lease_until - now, 4)
