@@ -1,0 +1,1 @@
+"""The lab: hosts, networks, a guest and clients, all on one machine."""

@@ -1,0 +1,254 @@
+"""Two coloha daemons on the hosts of a topology, configured, started, watched and hurt."""
+
+import contextlib
+import json
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from coloha.adapters.control import ControlClient
+from coloha.errors import ControlError
+from lab.assets import Assets
+from lab.namespace import LabError, Process
+from lab.topology import GUEST_IP, Host, Topology
+
+PAIR = "vm"
+MAC = "52:54:00:c0:10:a1"
+CHANNEL_PORT, HEARTBEAT_PORT = 7770, 7771
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What of the configuration the lab varies. Durations are as in the pair file."""
+
+    period: str = "50ms"
+    interval: str = "50ms"
+    misses: int = 6
+    stall_timeout: str = "1s"
+    event_loop: str = "uvloop"
+
+
+class Cluster:
+    """The daemons of a topology's two hosts and the VM they share."""
+
+    def __init__(
+        self,
+        topology: Topology,
+        assets: Assets,
+        timing: Timing | None = None,
+        *,
+        guest_words: str = "",
+        qemu: Path | None = None,
+        vm: dict[str, Any] | None = None,
+    ) -> None:
+        """`guest_words` go to the guest's kernel command line, `vm` over the pair file's `vm`."""
+        self.topology = topology
+        self.timing = timing or Timing()
+        self.daemons: dict[str, subprocess.Popen[Any]] = {}
+        key = secrets.token_hex(32)
+        for host in topology.hosts.values():
+            self._configure(host, assets, key, guest_words, qemu or assets.qemu, vm or {})
+
+    def _configure(
+        self,
+        host: Host,
+        assets: Assets,
+        key: str,
+        guest_words: str,
+        qemu: Path,
+        vm: dict[str, Any],
+    ) -> None:
+        pairs = host.directory / "pairs.d"
+        pairs.mkdir(exist_ok=True)
+        key_file = host.directory / "key"
+        key_file.write_text(key)
+        key_file.chmod(0o600)
+        ip = host.replication_ip
+        settings: dict[str, Any] = {
+            "node": host.name,
+            "listen": {
+                "channel": f"{ip}:{CHANNEL_PORT}",
+                "heartbeat": f"{ip}:{HEARTBEAT_PORT}",
+            },
+            "key_file": str(key_file),
+            "metrics": "127.0.0.1:9770",
+            "runtime_directory": str(host.runtime),
+            "state_directory": str(host.state),
+            "event_loop": self.timing.event_loop,
+        }
+        self.host_file(host.name).write_text(yaml.safe_dump(settings))
+        self._write_pair(host, assets, guest_words, qemu, vm)
+
+    def _write_pair(
+        self, host: Host, assets: Assets, guest_words: str, qemu: Path, vm: dict[str, Any]
+    ) -> None:
+        nodes = {
+            name: {
+                "channel": f"{other.replication_ip}:{CHANNEL_PORT}",
+                "heartbeat": f"{other.replication_ip}:{HEARTBEAT_PORT}",
+            }
+            for name, other in self.topology.hosts.items()
+        }
+        timing = self.timing
+        append = f"console=ttyS0 quiet panic=-1 ip4={GUEST_IP}/24 {guest_words}".strip()
+        pair: dict[str, Any] = {
+            "pair": PAIR,
+            "nodes": nodes,
+            "vm": {
+                "qemu": str(qemu),
+                "accelerator": "tcg",
+                "memory": "128MiB",
+                "kernel": str(assets.kernel),
+                "initrd": str(assets.initrd),
+                "append": append,
+                "nics": [{"mac": MAC, "bridge": "br0"}],
+                **vm,
+            },
+            "checkpoint": {"period": timing.period, "stall_timeout": timing.stall_timeout},
+            "heartbeat": {"interval": timing.interval, "misses": timing.misses},
+            "witness": {"type": "file", "directory": str(host.witness)},
+            "recovery": {"sync_timeout": "30s", "retry_max": "2s", "cold_start_after": "10s"},
+        }
+        self.pair_file(host.name).write_text(yaml.safe_dump(pair, sort_keys=False))
+
+    def host_file(self, name: str) -> Path:
+        """The host file of a node."""
+        return self.topology.hosts[name].directory / "coloha.yaml"
+
+    def pair_file(self, name: str) -> Path:
+        """The pair file of a node."""
+        return self.topology.hosts[name].directory / "pairs.d" / f"{PAIR}.yaml"
+
+    def log_file(self, name: str) -> Path:
+        """What a node's daemons logged."""
+        return self.topology.hosts[name].directory / "daemon.log"
+
+    # Daemons
+
+    def start(self, name: str) -> None:
+        """Start a node's daemon."""
+        with self.log_file(name).open("a") as log:
+            self.daemons[name] = self.topology.hosts[name].popen(
+                [sys.executable, "-m", "coloha", "run", "--config", self.host_file(name)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+
+    def start_all(self) -> None:
+        """Start every daemon."""
+        for name in self.topology.hosts:
+            self.start(name)
+
+    def processes(self, name: str, word: str) -> list[Process]:
+        """The live processes of a host with this word on their command line."""
+        host = self.topology.hosts[name]
+        return [p for p in host.pids() if any(word in argument for argument in p.argv)]
+
+    def daemon(self, name: str) -> Process:
+        """A node's daemon."""
+        found = [p for p in self.processes(name, "coloha") if "run" in p.argv]
+        if not found:
+            raise LabError(f"no daemon runs on {name}")
+        return found[0]
+
+    def qemu(self, name: str) -> Process | None:
+        """A node's QEMU, if one runs."""
+        found = self.processes(name, f"guest={PAIR}")
+        return found[0] if found else None
+
+    def kill_daemon(self, name: str) -> None:
+        """SIGKILL a node's daemon, and see it dead."""
+        self.topology.hosts[name].signal(self.daemon(name).pid, signal.SIGKILL)
+        self.daemons.pop(name).wait(10)
+
+    def kill_qemu(self, name: str) -> float:
+        """SIGKILL a node's QEMU; return when, monotonic seconds."""
+        process = self.qemu(name)
+        if process is None:
+            raise LabError(f"no QEMU runs on {name}")
+        now = time.monotonic()
+        self.topology.hosts[name].signal(process.pid, signal.SIGKILL)
+        return now
+
+    # What there is to see
+
+    def status(self, name: str) -> dict[str, Any]:
+        """What `coloha status --json` says of the pair on a node; `{}` if no daemon answers."""
+        try:
+            client = ControlClient(self.topology.hosts[name].runtime / "control.sock")
+            try:
+                status = client.ask("status")["ok"]["pairs"][0]
+            finally:
+                client.close()
+        except (ControlError, OSError):
+            return {}
+        assert isinstance(status, dict)
+        return status
+
+    def statuses(self) -> dict[str, dict[str, Any]]:
+        """The status of every node."""
+        return {name: self.status(name) for name in self.topology.hosts}
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """All that a node's daemons told, oldest first, from their file."""
+        path = self.topology.hosts[name].state / "events.jsonl"
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in path.read_text().splitlines():
+                with contextlib.suppress(ValueError):
+                    found.append(json.loads(line))
+        return found
+
+    def phases(self) -> dict[str, str]:
+        """The phase of every node."""
+        return {name: status.get("phase", "-") for name, status in self.statuses().items()}
+
+    def in_phase(self, phase: str) -> str | None:
+        """The node in a phase, if there is one."""
+        return next((name for name, now in self.phases().items() if now == phase), None)
+
+    def protected(self) -> bool:
+        """Whether both sides say so."""
+        return set(self.phases().values()) == {"protected", "follow"}
+
+    def wait(self, what: str, reached: Callable[[], Any], timeout_s: float = 30.0) -> Any:
+        """Return what `reached` returns once that is true.
+
+        :raises LabError: with the nodes' last words, if it does not come true in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            found = reached()
+            if found:
+                return found
+            if time.monotonic() > deadline:
+                raise LabError(f"{what}: not within {timeout_s:g} s\n{self.report()}")
+            time.sleep(0.02)
+
+    def wait_protected(self, timeout_s: float = 30.0) -> str:
+        """Wait until the VM is protected; return the primary."""
+        self.wait("protection", self.protected, timeout_s)
+        primary = self.in_phase("protected")
+        return primary if primary is not None else self.wait_protected(timeout_s)
+
+    def other(self, name: str) -> str:
+        """The other node."""
+        return next(host for host in self.topology.hosts if host != name)
+
+    def report(self) -> str:
+        """Each node's state and last words, for a test that failed."""
+        lines = []
+        for name in self.topology.hosts:
+            lines.append(f"--- {name}: {self.status(name)}")
+            with contextlib.suppress(OSError):
+                lines += self.log_file(name).read_text().splitlines()[-40:]
+        return "\n".join(lines)

@@ -1,0 +1,9 @@
+/* What the lab guest's two halves know of each other. */
+#pragma once
+#include <netinet/in.h>
+
+/* Says on the console what failed and why (errno), and powers the machine off. */
+_Noreturn void die(const char *what);
+
+/* The service: `dirty` pages written per second, `beacon` microseconds between datagrams, 0 turns either off. */
+_Noreturn void serve(struct in_addr broadcast, long dirty, long beacon);

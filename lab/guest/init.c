@@ -1,0 +1,127 @@
+/* The lab guest's init: drivers, one network interface, then the service; nothing else runs.
+ *
+ * Words on the kernel's command line: ip4=ADDRESS/PREFIX (10.77.0.10/24), dirty=PAGES_PER_SECOND (0),
+ * beacon=MICROSECONDS (0: none). What goes wrong is said on the console, and the machine powers off.
+ */
+#include "guest.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+void die(const char *what)
+{
+    dprintf(STDERR_FILENO, "lab guest: FAILED: %s: %s\n", what, strerror(errno));
+    reboot(RB_POWER_OFF);
+    exit(1); /* without power management: the kernel panics, init being gone */
+}
+
+/* Loads the modules listed in /modules/order; what is built into the kernel is not listed. */
+static void load_modules(void)
+{
+    char name[64], path[96];
+    FILE *order = fopen("/modules/order", "re");
+    if (!order)
+        die("/modules/order");
+    while (fscanf(order, "%63s", name) == 1) {
+        snprintf(path, sizeof path, "/modules/%s.ko", name);
+        int fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0 || (syscall(SYS_finit_module, fd, "", 0) < 0 && errno != EEXIST))
+            dprintf(STDERR_FILENO, "lab guest: %s: %s\n", path, strerror(errno));
+        close(fd);
+    }
+    fclose(order);
+}
+
+/* Copies the value of the last `key=value` word, if there is one. */
+static void option(const char *words, const char *key, char *value, size_t size)
+{
+    for (const char *at = words; (at = strstr(at, key)); at++)
+        if ((at == words || at[-1] == ' ') && at[strlen(key)] == '=')
+            snprintf(value, size, "%.*s", (int)strcspn(at + strlen(key) + 1, " \n"), at + strlen(key) + 1);
+}
+
+/* IPv6 would speak unasked, in the middle of what is measured. A kernel without it has no such files. */
+static void silence_ipv6(void)
+{
+    static const char *const switches[] = {"/proc/sys/net/ipv6/conf/all/disable_ipv6",
+                                           "/proc/sys/net/ipv6/conf/default/disable_ipv6"};
+    for (int k = 0; k < 2; k++) {
+        int fd = open(switches[k], O_WRONLY | O_CLOEXEC);
+        if (fd >= 0 && write(fd, "1", 1) < 0)
+            die(switches[k]);
+        close(fd);
+    }
+}
+
+static void set_address(int fd, unsigned long request, in_addr_t address)
+{
+    struct ifreq eth0 = {.ifr_name = "eth0"};
+    struct sockaddr_in value = {.sin_family = AF_INET, .sin_addr = {address}};
+    memcpy(&eth0.ifr_addr, &value, sizeof value);
+    if (ioctl(fd, request, &eth0) < 0)
+        die("the address of eth0");
+}
+
+static void bring_up(const char *name)
+{
+    struct ifreq interface = {.ifr_flags = IFF_UP};
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    strncpy(interface.ifr_name, name, IFNAMSIZ - 1);
+    if (ioctl(fd, SIOCSIFFLAGS, &interface) < 0)
+        die(name);
+    close(fd);
+}
+
+/* Gives eth0 its address; returns the network's broadcast address. */
+static struct in_addr configure(char *cidr)
+{
+    struct in_addr address, broadcast;
+    char *slash = strchr(cidr, '/');
+    int prefix = slash ? atoi(slash + 1) : 0, fd = socket(AF_INET, SOCK_DGRAM, 0);
+    if (slash)
+        *slash = 0;
+    errno = EINVAL;
+    if (prefix < 1 || prefix > 30 || inet_pton(AF_INET, cidr, &address) != 1)
+        die("ip4= must be ADDRESS/PREFIX");
+    in_addr_t mask = htonl(~0u << (32 - prefix));
+    broadcast.s_addr = address.s_addr | ~mask;
+    for (int tries = 0; if_nametoindex("eth0") == 0; tries++) {
+        if (tries == 300)
+            die("no eth0 within 3 s (is there a virtio-net-pci device, and a driver for it?)");
+        usleep(10000);
+    }
+    set_address(fd, SIOCSIFADDR, address.s_addr);
+    set_address(fd, SIOCSIFNETMASK, mask);
+    set_address(fd, SIOCSIFBRDADDR, broadcast.s_addr);
+    close(fd);
+    bring_up("lo");
+    bring_up("eth0");
+    return broadcast;
+}
+
+int main(void)
+{
+    char words[4096] = "", ip4[32] = "10.77.0.10/24", dirty[16] = "0", beacon[16] = "0";
+    if (mount("proc", "/proc", "proc", 0, 0) < 0)
+        die("/proc");
+    int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
+    if (fd < 0 || read(fd, words, sizeof words - 1) < 0)
+        die("/proc/cmdline");
+    close(fd);
+    option(words, "ip4", ip4, sizeof ip4);
+    option(words, "dirty", dirty, sizeof dirty);
+    option(words, "beacon", beacon, sizeof beacon);
+    silence_ipv6();
+    load_modules();
+    serve(configure(ip4), atol(dirty), atol(beacon));
+}

@@ -1,0 +1,135 @@
+#!/bin/sh
+# Makes this checkout ready to run: Python environment, QEMU >= 11, the lab guest. Run it as often as you like:
+# what is there is left alone, what an interrupted run left half-made is made again.
+#
+# .venv           Python with everything in requirements.txt, and coloha itself
+# .cache          (or $COLOHA_CACHE) QEMU, the guest, and lab.env, which says where both are
+set -eu
+here=$(dirname "$(realpath "$0")")
+cd "$here/.."
+PYTHON=${PYTHON:-python3}
+
+say() { echo "setup: $*"; }
+
+fail() { # WHAT HINT...
+  echo "setup: $1 failed" >&2
+  shift
+  for line; do echo "  $line" >&2; done
+  exit 1
+}
+
+logged() { # runs a command; its output is shown only if it fails
+  "$@" > "$cache/setup.log" 2>&1 || {
+    status=$?
+    tail -n 25 "$cache/setup.log" >&2
+    return $status
+  }
+}
+
+digest() { cat -- "$@" | sha256sum | cut -d ' ' -f 1; }
+
+has() { command -v "$1" > /dev/null 2>&1; }
+
+missing_packages() {
+  has python3 || echo python3
+  "$PYTHON" -c 'import ensurepip, venv' 2> /dev/null || echo python3-venv
+  has gcc || echo gcc
+  [ -e "$(gcc -print-file-name=libc.a 2> /dev/null)" ] || echo libc6-dev
+  has make || echo make
+  has cpio || echo cpio
+  has gzip || echo gzip
+  has ip || echo iproute2
+  has nft || echo nftables
+  has unshare || echo util-linux
+}
+
+install_packages() {
+  missing=$(missing_packages | xargs)
+  [ -n "$missing" ] || return 0
+  has apt-get || fail "finding $missing" "This machine has no apt-get: install these by its own means, then run again."
+  [ "$(id -u)" -eq 0 ] || fail "finding $missing" "Ask the administrator to run: apt-get install $missing"
+  say "installing $missing"
+  logged apt-get -qq update || say "apt-get update failed: going on with the package lists that are here"
+  # shellcheck disable=SC2086  # a list of names
+  logged env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install $missing \
+    || fail "apt-get install $missing" "See the messages above; correct apt's sources or network, then run again."
+}
+
+make_environment() {
+  stamp=.venv/.coloha-stamp
+  wanted="$(digest requirements.txt pyproject.toml) $PWD" # an environment cannot be moved
+  if [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && .venv/bin/python -c '' 2> /dev/null; then
+    return 0
+  fi
+  "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+    || fail "finding Python 3.11" "$PYTHON is older: install a newer one, then run PYTHON=/path/to/python make setup."
+  say "installing Python packages into .venv"
+  rm -f "$stamp"
+  if ! .venv/bin/python -m pip --version > /dev/null 2>&1; then
+    logged "$PYTHON" -m venv --clear .venv || fail "making .venv" "Remove the folder .venv, then run again."
+  fi
+  set -- .venv/bin/python -m pip install --disable-pip-version-check
+  logged "$@" --require-hashes -r requirements.txt \
+    || fail "installing requirements.txt" "See pip's messages above; check the network, then run again."
+  logged "$@" --no-deps --no-build-isolation -e . \
+    || fail "installing coloha into .venv" "See pip's messages above, then run again."
+  echo "$wanted" > "$stamp"
+}
+
+is_new() { # PROGRAM: is it QEMU >= 11?
+  version=$("$1" --version 2> /dev/null | sed -n '1s/.*version \([0-9]*\)\..*/\1/p')
+  [ "${version:-0}" -ge 11 ]
+}
+
+find_qemu() {
+  qemu=$(command -v qemu-system-x86_64 || true) qemu_img=$(command -v qemu-img || true)
+  if [ -n "$qemu" ] && [ -n "$qemu_img" ] && is_new "$qemu"; then
+    return 0
+  fi
+  qemu=$cache/qemu/qemu-system-x86_64 qemu_img=$cache/qemu/qemu-img
+  if is_new "$qemu"; then
+    return 0
+  fi
+  say "fetching QEMU >= 11 (40 MB)"
+  logged "$here/fetch-qemu.sh" "$cache/qemu" \
+    || fail "fetching QEMU" "Correct what is said above and run again, or put a qemu-system-x86_64 >= 11 on PATH."
+}
+
+make_guest() {
+  if ! [ -s "$cache/kernel/vmlinuz" ]; then
+    say "fetching the guest's kernel (35 MB)"
+    logged "$here/guest/fetch.sh" "$cache/kernel" \
+      || fail "fetching the guest's kernel" "Correct what is said above, then run again."
+  fi
+  wanted=$(digest "$here"/guest/*.[ch] "$here/guest/build.sh" "$cache/kernel/vmlinuz")
+  if [ -e "$cache/guest/stamp" ] && [ "$(cat "$cache/guest/stamp")" = "$wanted" ]; then
+    return 0
+  fi
+  say "building the guest"
+  logged "$here/guest/build.sh" "$cache/kernel" "$cache/guest" \
+    || fail "building the guest" "See the messages above, then run again."
+  echo "$wanted" > "$cache/guest/stamp"
+}
+
+record() {
+  wanted="qemu=$qemu
+qemu_img=$qemu_img
+kernel=$cache/guest/vmlinuz
+initrd=$cache/guest/initrd.gz"
+  if [ ! -e "$cache/lab.env" ] || [ "$(cat "$cache/lab.env")" != "$wanted" ]; then
+    echo "$wanted" > "$cache/lab.env.new"
+    mv "$cache/lab.env.new" "$cache/lab.env"
+  fi
+}
+
+[ "$(uname -m)" = x86_64 ] || fail "checking the machine" "The lab runs x86-64 guests; this machine is $(uname -m)."
+mkdir -p "${COLOHA_CACHE:-.cache}" || fail "making the cache folder" "Set COLOHA_CACHE to a folder you may write to."
+cache=$(realpath "${COLOHA_CACHE:-.cache}")
+exec 9>> "$cache/setup.lock"
+has flock && flock 9 # one setup at a time
+rm -rf "$cache"/*.new.* # of interrupted runs
+install_packages
+make_environment
+find_qemu
+make_guest
+record
