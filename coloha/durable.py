@@ -12,7 +12,9 @@ def replace_file(path: Path, data: bytes) -> None:
     aside = path.with_name(f".{path.name}.new")
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        os.write(descriptor, data)
+        written = 0
+        while written < len(data):  # a disk that is nearly full takes a part, without an error
+            written += os.write(descriptor, data[written:])
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

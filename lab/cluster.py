@@ -17,7 +17,7 @@ import yaml
 from coloha.adapters.control import ControlClient
 from coloha.errors import ControlError
 from lab.assets import Assets
-from lab.namespace import LabError, Process
+from lab.namespace import CHECKOUT, LabError, Process
 from lab.topology import GUEST_IP, Host, Topology
 
 PAIR = "vm"
@@ -33,6 +33,7 @@ class Timing:
     interval: str = "50ms"
     misses: int = 6
     stall_timeout: str = "1s"
+    cold_start_after: str = "10s"
     event_loop: str = "uvloop"
 
 
@@ -53,6 +54,8 @@ class Cluster:
         self.topology = topology
         self.timing = timing or Timing()
         self.daemons: dict[str, subprocess.Popen[Any]] = {}
+        self.program = ["-m", "coloha"]
+        """What Python runs as the daemon."""
         key = secrets.token_hex(32)
         for host in topology.hosts.values():
             self._configure(host, assets, key, guest_words, qemu or assets.qemu, vm or {})
@@ -115,7 +118,11 @@ class Cluster:
             "checkpoint": {"period": timing.period, "stall_timeout": timing.stall_timeout},
             "heartbeat": {"interval": timing.interval, "misses": timing.misses},
             "witness": {"type": "file", "directory": str(host.witness)},
-            "recovery": {"sync_timeout": "30s", "retry_max": "2s", "cold_start_after": "10s"},
+            "recovery": {
+                "sync_timeout": "30s",
+                "retry_max": "2s",
+                "cold_start_after": timing.cold_start_after,
+            },
         }
         self.pair_file(host.name).write_text(yaml.safe_dump(pair, sort_keys=False))
 
@@ -137,7 +144,8 @@ class Cluster:
         """Start a node's daemon."""
         with self.log_file(name).open("a") as log:
             self.daemons[name] = self.topology.hosts[name].popen(
-                [sys.executable, "-m", "coloha", "run", "--config", self.host_file(name)],
+                [sys.executable, *self.program, "run", "--config", self.host_file(name)],
+                cwd=CHECKOUT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -155,7 +163,7 @@ class Cluster:
 
     def daemon(self, name: str) -> Process:
         """A node's daemon."""
-        found = [p for p in self.processes(name, "coloha") if "run" in p.argv]
+        found = [p for p in self.processes(name, "coloha.yaml") if "run" in p.argv]
         if not found:
             raise LabError(f"no daemon runs on {name}")
         return found[0]
@@ -164,6 +172,12 @@ class Cluster:
         """A node's QEMU, if one runs."""
         found = self.processes(name, f"guest={PAIR}")
         return found[0] if found else None
+
+    def command(self, name: str, verb: str, *arguments: str) -> str:
+        """Run a verb of the `coloha` command on a host; return what it printed."""
+        config = str(self.host_file(name))
+        argv = [sys.executable, "-m", "coloha", verb, "--config", config, *arguments]
+        return self.topology.hosts[name].call(argv, 30.0)
 
     def kill_daemon(self, name: str) -> None:
         """SIGKILL a node's daemon, and see it dead."""

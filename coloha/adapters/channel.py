@@ -16,6 +16,7 @@ import asyncio
 import hmac
 import json
 import logging
+import math
 import secrets
 import socket
 import struct
@@ -33,6 +34,8 @@ HANDSHAKE_S = 5.0
 MAX_FRAME_BYTES = 16 * 1024
 MAX_HANDSHAKES = 16
 BACKLOG = 16
+MAX_PROBES = 100
+"""Keepalive probes before a connection is given up; Linux has at most 127."""
 
 _LENGTH = struct.Struct("!I")
 _MAC_BYTES = 32
@@ -58,12 +61,13 @@ def tune(connection: socket.socket, timeout_s: float) -> None:
     timeout covers what was sent; keepalive covers an end that only receives.
     """
     tcp = socket.IPPROTO_TCP
+    probe_s = max(1, math.ceil(timeout_s / MAX_PROBES))
     connection.setsockopt(tcp, socket.TCP_NODELAY, 1)
     connection.setsockopt(tcp, socket.TCP_USER_TIMEOUT, round(timeout_s * 1000))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    connection.setsockopt(tcp, socket.TCP_KEEPIDLE, 1)
-    connection.setsockopt(tcp, socket.TCP_KEEPINTVL, 1)
-    connection.setsockopt(tcp, socket.TCP_KEEPCNT, max(1, round(timeout_s)))
+    connection.setsockopt(tcp, socket.TCP_KEEPIDLE, probe_s)
+    connection.setsockopt(tcp, socket.TCP_KEEPINTVL, probe_s)
+    connection.setsockopt(tcp, socket.TCP_KEEPCNT, max(1, round(timeout_s / probe_s)))
 
 
 class Offer:
@@ -255,7 +259,10 @@ def _content(body: bytes) -> dict[str, Any]:
 
     :raises ValueError: if it is none.
     """
-    return _mapping(json.loads(body))
+    try:
+        return _mapping(json.loads(body))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def _mapping(value: object) -> dict[str, Any]:

@@ -8,6 +8,7 @@ answered, whatever the file's mode: the kernel says who they are.
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 import struct
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from coloha.errors import ControlError
+
+log = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 64 * 1024
 MAX_CLIENTS = 32
@@ -54,11 +57,11 @@ class ControlServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        if len(self._clients) >= MAX_CLIENTS:
-            writer.close()
-            return
-        self._clients.add(task)
         try:
+            if len(self._clients) >= MAX_CLIENTS:
+                await _write(writer, {"error": f"{MAX_CLIENTS} others are asking: try again later"})
+                return
+            self._clients.add(task)
             await self._answer(reader, writer)
         except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError):
             pass  # the client went away, or sent no line
@@ -77,7 +80,10 @@ class ControlServer:
             line = await reader.readline()
         if not line:
             return
-        request = json.loads(line)
+        try:
+            request = json.loads(line)
+        except (ValueError, RecursionError):
+            request = None
         verb = str(request.get("verb")) if isinstance(request, dict) else ""
         if verb not in self._handlers:
             await _write(writer, {"error": f"the daemon knows no verb {verb!r}"})
@@ -94,18 +100,42 @@ class ControlServer:
         gone = asyncio.create_task(reader.read(1))
         try:
             while True:
-                next_line = asyncio.ensure_future(anext(answer))
-                await asyncio.wait({next_line, gone}, return_when=asyncio.FIRST_COMPLETED)
-                if not next_line.done():
-                    next_line.cancel()
+                line = await _unless(gone, answer)
+                if line is None:
                     return
-                await _write(writer, next_line.result())
-        except StopAsyncIteration:
-            pass
+                await _write(writer, line)
+        except OSError:
+            raise
+        except Exception as error:
+            log.exception("a verb of the control socket failed")
+            await _write(writer, {"error": f"{type(error).__name__}: {error}"})
         finally:
-            gone.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await gone
+            await _end(gone)
+
+
+async def _unless(
+    gone: asyncio.Task[bytes], answer: AsyncIterator[Mapping[str, Any]]
+) -> Mapping[str, Any] | None:
+    """Return the next line of the answer; None after the last, or if `gone` ends while waiting."""
+
+    async def following() -> Mapping[str, Any] | None:
+        return await anext(answer, None)
+
+    line = asyncio.create_task(following())
+    try:
+        await asyncio.wait({line, gone}, return_when=asyncio.FIRST_COMPLETED)
+        return line.result() if line.done() else None
+    finally:
+        await _end(line)
+
+
+async def _end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task and wait for its end; how it ends is no matter."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
 
 
 def _listen(path: Path) -> socket.socket:
@@ -146,9 +176,10 @@ class ControlClient:
             self._socket.settimeout(REQUEST_S)
             self._socket.connect(str(path))
         except OSError as error:
+            self._socket.close()
             raise ControlError(
-                f"no daemon answers on {path} ({error.strerror}): is `coloha run` running, and "
-                "may this user talk to it?"
+                f"no daemon answers on {path} ({error.strerror or error}): is `coloha run` "
+                "running, and may this user talk to it?"
             ) from error
         self._file = self._socket.makefile("rb")
 
@@ -157,7 +188,9 @@ class ControlClient:
 
         :raises ControlError: if the daemon refuses, or goes away.
         """
-        self._socket.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+        # A daemon that refuses this user may have hung up by now; its reason is there to be read.
+        with contextlib.suppress(OSError):
+            self._socket.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
         return self.next()
 
     def next(self, timeout_s: float | None = REQUEST_S) -> dict[str, Any]:
@@ -169,10 +202,14 @@ class ControlClient:
             raise ControlError(f"the daemon did not answer: {error}") from error
         if not line:
             raise ControlError("the daemon closed the connection")
-        answer = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise ControlError("what answers on the control socket is no coloha daemon")
         if "error" in answer:
             raise ControlError(str(answer["error"]))
-        assert isinstance(answer, dict)
         return answer
 
     def close(self) -> None:

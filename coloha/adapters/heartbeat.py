@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -49,7 +50,15 @@ class Heartbeats(asyncio.DatagramProtocol):
 
         :raises OSError: if the address cannot be bound.
         """
-        await self._loop.create_datagram_endpoint(lambda: self, local_addr=listen)
+        family = socket.AF_INET6 if ":" in listen[0] else socket.AF_INET
+        bound = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            bound.setblocking(False)
+            bound.bind(listen)  # by hand: uvloop's error would not say what is wrong
+            await self._loop.create_datagram_endpoint(lambda: self, sock=bound)
+        except BaseException:
+            bound.close()
+            raise
         for peer in self._peers.values():
             self._tick(peer)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from coloha.adapters.witness import WitnessError
 from coloha.core.record import Record, swap_problem
@@ -44,7 +44,8 @@ class FileWitness:
 
     async def swap(self, pair: str, expected: Record | None, new: Record, by: str) -> Record | None:
         """See `Witness.swap`."""
-        deadline = time.monotonic() + self._timeout_s
+        # Half of the time is for the lock, so that waiting in vain for it is known to be that.
+        deadline = time.monotonic() + self._timeout_s / 2
         return await self._in_thread(
             lambda: self._swap(pair, expected, new, by, deadline), unknown=True
         )
@@ -56,10 +57,22 @@ class FileWitness:
     async def _in_thread(self, work: Callable[[], T], *, unknown: bool) -> T:
         if self._stuck is not None and not self._stuck.done():
             raise WitnessError(f"{self._directory} hangs: the file system does not answer")
-        future = self._thread.submit(work)
+
+        def answering() -> T:
+            try:
+                return work()
+            except WitnessError:
+                raise
+            except Exception as error:  # whatever it is, the one who asks must get an answer
+                reason = f"{self._directory}: {type(error).__name__}: {error}"
+                raise WitnessError(reason, unknown=unknown) from error
+
+        future = self._thread.submit(answering)
+        answer = asyncio.wrap_future(future)
+        answer.add_done_callback(_ignore)
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await asyncio.shield(asyncio.wrap_future(future))
+                return await asyncio.shield(answer)
         except TimeoutError:
             if future.cancel():
                 unknown = False  # it never began
@@ -80,8 +93,8 @@ class FileWitness:
         except OSError as error:
             raise WitnessError(f"{path}: {error.strerror}") from error
         try:
-            return Record(**json.loads(data))
-        except (ValueError, TypeError) as error:
+            return _record(json.loads(data))
+        except (ValueError, TypeError, RecursionError) as error:
             raise WitnessError(f"{path} is damaged ({error}): restore it from the nodes") from error
 
     def _swap(
@@ -119,6 +132,32 @@ class FileWitness:
                     if time.monotonic() >= deadline:
                         raise WitnessError(f"{path} is locked by the other node") from None
                     time.sleep(LOCK_POLL_S)
+                except OSError as error:
+                    raise WitnessError(f"{path} cannot be locked: {error.strerror}") from error
             yield
         finally:
             os.close(descriptor)
+
+
+def _ignore(answer: asyncio.Future[Any]) -> None:
+    """An error that comes when nobody waits for it any more is no news to the log."""
+    if not answer.cancelled():
+        answer.exception()
+
+
+def _record(content: Any) -> Record:
+    """Return the record that a file holds.
+
+    :raises ValueError, TypeError: if it holds none.
+    """
+    record = Record(**content)
+    names: list[object] = [record.lineage, record.primary]
+    numbers: list[object] = [record.generation]
+    if record.secondary is not None or record.session is not None:
+        names.append(record.secondary)
+        numbers.append(record.session)
+    if not all(type(name) is str for name in names):
+        raise TypeError("a name is not a text")
+    if not all(type(number) is int and number > 0 for number in numbers):
+        raise TypeError("a number is not a positive integer")
+    return record

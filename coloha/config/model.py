@@ -56,7 +56,7 @@ LIVE: dict[str, Any] = {"live": True}
 LONGEST_HEALTHY_PAUSE_S = 0.1
 """How long a healthy daemon may fall silent in seconds: a garbage collection, a busy host."""
 
-_LONGEST_SOCKET_PATH = 107
+LONGEST_SOCKET_PATH = 107
 """Bytes that Linux has for the path of a Unix socket."""
 
 _MEBIBYTE = 2**20
@@ -164,7 +164,7 @@ class HostConfig(Section):
     @field_validator("runtime_directory")
     @classmethod
     def _sockets_fit(cls, folder: Path) -> Path:
-        excess = len(os.fsencode(folder / "control.sock")) - _LONGEST_SOCKET_PATH
+        excess = len(os.fsencode(folder / "control.sock")) - LONGEST_SOCKET_PATH
         if excess > 0:
             raise ValueError(
                 f"is {excess} bytes too long for the path of a Unix socket in it: shorten it"

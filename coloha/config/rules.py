@@ -4,12 +4,19 @@ Each rule gets what was valid by itself and yields the paths that break it, with
 """
 
 import itertools
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from coloha.config.model import HostConfig, Listen, NodeAddresses, PairConfig
+from coloha.config.model import (
+    LONGEST_SOCKET_PATH,
+    HostConfig,
+    Listen,
+    NodeAddresses,
+    PairConfig,
+)
 from coloha.config.source import KeyPath, Source
 from coloha.config.units import Address, format_seconds, shown
 from coloha.core.wire import MAX_PAIRS
@@ -47,6 +54,7 @@ def check(host: HostConfig | None, pairs: list[ValidPair]) -> list[Problem]:
     if host is not None:
         for pair in pairs:
             problems.extend(_own_node(host, pair))
+            problems.extend(_run_sockets_fit(host, pair))
     return problems
 
 
@@ -160,6 +168,18 @@ def _own_node(host: HostConfig, pair: ValidPair) -> Iterator[Problem]:
                 f"is {address}, but this host listens on {bound} (listen.{socket} of the host"
                 " file): make the two agree",
             )
+
+
+def _run_sockets_fit(host: HostConfig, pair: ValidPair) -> Iterator[Problem]:
+    """QEMU's sockets are in a folder per pair and run; a run's name has up to 18 characters."""
+    longest = host.runtime_directory / pair.config.name / ("s" * 18) / "qmp.sock"
+    excess = len(os.fsencode(longest)) - LONGEST_SOCKET_PATH
+    if excess > 0:
+        yield pair.problem(
+            ("pair",),
+            f"makes paths of QEMU's sockets {excess} bytes too long: shorten it, or the host file's"
+            " runtime_directory",
+        )
 
 
 def _bound(listen: Listen, socket: _Socket) -> Address:

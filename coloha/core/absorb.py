@@ -102,7 +102,7 @@ def _qemu_exited(c: Context, event: QemuExited) -> None:
     if event.run != c.run:
         return
     if c.phase is not Phase.KILL and not c.guest_shutdown:
-        c.trouble = f"QEMU died: {event.status}"
+        c.trouble = f"QEMU died: {event.complaint}" if event.complaint else "QEMU died"
         c.tell("qemu-exited", c.trouble, Severity.ERROR)
     _lose_copy(c)
     _forget_run(c)
@@ -122,6 +122,7 @@ def _lose_copy(c: Context) -> None:
 def _forget_run(c: Context) -> None:
     c.run = None
     c.alive = False
+    c.guest_shutdown = False
     c.script = None
     c.outcome = None
     c.colo_exited = False

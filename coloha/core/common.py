@@ -10,6 +10,7 @@ from coloha.core.record import first_record
 
 KILL_AGAIN_S = 1.0
 ADOPT_TIMEOUT_S = 5.0
+SHUTDOWN_S = 5.0
 
 
 def init(c: Context) -> None:
@@ -205,14 +206,20 @@ def kill(c: Context) -> None:
 
 def off(c: Context) -> None:
     """The guest is off: see to it that nobody takes that for a failure; wait for an operator."""
+    if c.run is not None and c.now >= max(c.again_at, c.phase_since + SHUTDOWN_S):
+        c.actions.append(Kill(c.run))
+        c.again_at = c.now + KILL_AGAIN_S
     if c.record is not None and c.record.primary == c.s.peer:
-        c.go(Phase.STANDBY)
-    elif c.own():
+        c.go(Phase.STANDBY)  # with a QEMU it would have been overtaken
+    elif not c.own():
+        pass
+    elif c.run is not None:
+        c.wait("QEMU to exit", max(c.again_at, c.phase_since + SHUTDOWN_S))
+    elif c.durable.off:
         c.session = None
-        if c.durable.off:
-            c.wait("an operator: coloha start")
-        else:
-            c.go(Phase.BOOT)
+        c.wait("an operator: coloha start")
+    else:
+        c.go(Phase.BOOT)
 
 
 def halted(c: Context) -> None:
@@ -221,10 +228,9 @@ def halted(c: Context) -> None:
 
 
 def switched_off(c: Context) -> bool:
-    """If the guest shut itself down and QEMU is gone, go to OFF and return True."""
-    if c.run is not None or not c.guest_shutdown:
+    """If the guest has shut itself down, go to OFF, QEMU gone or about to go, and return True."""
+    if not c.guest_shutdown:
         return False
-    c.guest_shutdown = False
     c.persist(replace(c.durable, off=True))
     c.go(Phase.OFF)
     return True

@@ -140,10 +140,10 @@ class LaunchFailed:
 
 @dataclass(frozen=True, slots=True)
 class QemuExited:
-    """The QEMU process is dead, beyond doubt (pidfd)."""
+    """The QEMU process will never run again, beyond doubt; `complaint` is what it said last."""
 
     run: Run
-    status: str
+    complaint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from coloha.core.detector import Detector, Pulse
 from coloha.core.events import Event
 from coloha.core.invariants import check
 from coloha.core.pacing import Pacing
-from coloha.core.phases import Phase
+from coloha.core.phases import TRANSITIONS, Phase
 from coloha.core.snapshot import Snapshot, take
 
 MAX_MOVES = 16
@@ -53,6 +53,10 @@ _ACT: dict[Phase, Callable[[Context], None]] = {
 
 _UNHURRIED = frozenset({Phase.INIT, Phase.KILL, Phase.HALTED})
 """Phases that being overtaken does not change."""
+
+_MAY_SWITCH_OFF = frozenset(
+    phase for phase, successors in TRANSITIONS.items() if Phase.OFF in successors
+) - {Phase.INIT}
 
 _MAY_BE_INVITED = frozenset(
     {
@@ -117,6 +121,8 @@ class PairMachine:
                 c.trouble = f"{c.s.peer} speaks for the VM now"
                 c.tell("overtaken", f"{c.trouble}: this node's QEMU is killed")
                 c.go(Phase.KILL)
+            if c.phase in _MAY_SWITCH_OFF and common.switched_off(c):
+                continue
             if c.invited is not None and c.phase not in _MAY_BE_INVITED:
                 common.refuse(c, c.invited.session, f"{c.s.me} is in phase {c.phase}")
                 c.invited = None

@@ -74,7 +74,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     _P.CLAIM: frozenset({_P.PROMOTE, _P.FOLLOW, _P.KILL, _P.BOOT, _P.STANDBY}),
     _P.PROMOTE: frozenset({_P.SOLO, _P.KILL, _P.BOOT}),
     _P.KILL: frozenset({_P.INIT}),
-    _P.OFF: frozenset({_P.BOOT, _P.STANDBY}),
+    _P.OFF: frozenset({_P.BOOT, _P.STANDBY, _P.KILL}),
     _P.HALTED: frozenset({_P.INIT}),
 }
 

@@ -3,13 +3,12 @@
 from dataclasses import replace
 
 from coloha.core.actions import Invite, Script, Severity
-from coloha.core.common import launch, switched_off
+from coloha.core.common import launch
 from coloha.core.context import Context
 from coloha.core.events import Committed, Failure, Kept, Role, ScriptDone, ScriptFailed
 from coloha.core.phases import Phase
 
 ARM_TIMEOUT_S = 5.0
-CHECK_TIMEOUT_S = 2.0
 LEAVE_TIMEOUT_S = 5.0
 LEAVE_TRIES = 12
 YIELD_REREAD_S = 1.0
@@ -20,7 +19,7 @@ def boot(c: Context) -> None:
     """Start the VM's QEMU, once nobody else can have a say."""
     if c.record is not None and c.record.primary == c.s.peer:
         c.go(Phase.STANDBY)
-    elif switched_off(c) or not c.own():
+    elif not c.own():
         pass
     elif c.run is not None and c.alive:
         c.session = None
@@ -39,13 +38,12 @@ def boot(c: Context) -> None:
 
 
 def _gone(c: Context) -> bool:
-    """If QEMU died while nobody could take over, start the VM again (or not, if it is off)."""
+    """If QEMU died while nobody could take over, start the VM again."""
     if c.run is not None:
         return False
-    if not switched_off(c):
-        c.trouble = "QEMU died while it had no secondary"
-        c.tell("restarting", f"{c.trouble}: the VM boots again", Severity.ERROR)
-        c.go(Phase.BOOT)
+    c.trouble = "QEMU died while it had no secondary"
+    c.tell("restarting", f"{c.trouble}: the VM boots again", Severity.ERROR)
+    c.go(Phase.BOOT)
     return True
 
 
@@ -198,8 +196,7 @@ def _epochs(c: Context) -> str | None:
 def arm(c: Context) -> None:
     """Hold the output, commit once, then let the record say protected (R1)."""
     if c.run is None and c.durable.asked is not None:
-        if not switched_off(c):
-            c.go(Phase.YIELDED)
+        c.go(Phase.YIELDED)
         return
     if _gone(c):
         return
@@ -234,9 +231,8 @@ def _ask_for_protection(c: Context) -> None:
 def protected(c: Context) -> None:
     """Run epochs; when anything is in doubt, ask who may go on."""
     if c.run is None:
-        if not switched_off(c):
-            c.tell("yielded", f"{c.s.peer} may take over at once", Severity.WARNING)
-            c.go(Phase.YIELDED)
+        c.tell("yielded", f"{c.s.peer} may take over at once", Severity.WARNING)
+        c.go(Phase.YIELDED)
         return
     broken = _epochs(c)
     if broken is None:
@@ -258,8 +254,7 @@ def defend(c: Context) -> None:
     the other node can be quicker. To win a generation for a dead QEMU would lose the VM.
     """
     if c.run is None:
-        if not switched_off(c):
-            c.go(Phase.YIELDED if not c.owned else Phase.BOOT)
+        c.go(Phase.YIELDED if not c.owned else Phase.BOOT)
         return
     outcome = c.finished(Script.CHECK)
     if isinstance(outcome, ScriptFailed) and (
@@ -271,7 +266,7 @@ def defend(c: Context) -> None:
     elif outcome is None and not c.checked:
         c.wait("QEMU to answer")
         if c.script is None or c.script.script is not Script.CHECK:
-            c.start(Script.CHECK, CHECK_TIMEOUT_S)
+            c.start(Script.CHECK, c.s.stall_timeout_s / 2)
     elif _recovered(c):
         c.tell("recovered", f"{c.s.peer} is heard again; protection goes on")
         c.trouble = None

@@ -1,12 +1,16 @@
 """The command line of a pair's QEMU."""
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from coloha.config.model import Nic, Vm
 from coloha.core.events import Role, Run
 from coloha.qemu.scripts import sink_id
+
+_MONITOR = re.compile(r"([ps]-([0-9a-f]+))/qmp\.sock,server=on")
+"""The rest of the argument by which a QEMU is known, after `mark`: it serves, others connect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,20 +47,23 @@ def directory_of(pair_directory: Path, run: Run) -> Path:
 
 def mark(pair_directory: Path) -> str:
     """Return how an argument of each QEMU of this pair begins, and of no other process."""
-    return f"unix:{pair_directory}/"
+    return f"unix:{_quoted(pair_directory)}/"
+
+
+def _quoted(path: Path) -> str:
+    """Return a path as QEMU's options have it: a single comma would end it."""
+    return str(path).replace(",", ",,")
 
 
 def run_of(argv: list[str], pair_directory: Path) -> Run | None:
     """Return the run whose QEMU has these arguments, or None if it is none of this pair's."""
     start = mark(pair_directory)
     for argument in argv:
-        if argument.startswith(start):
-            name = argument.removeprefix(start).split("/", 1)[0]
-            letter, _, number = name.partition("-")
-            if letter == Role.PRIMARY.value[0]:
-                return Run(name, Role.PRIMARY)
-            if letter == Role.SECONDARY.value[0]:
-                return Run(name, Role.SECONDARY, int(number, 16))
+        found = _MONITOR.match(argument.removeprefix(start)) if argument.startswith(start) else None
+        if found is not None and found[1][0] == Role.PRIMARY.value[0]:
+            return Run(found[1], Role.PRIMARY)
+        if found is not None:
+            return Run(found[1], Role.SECONDARY, int(found[2], 16))
     return None
 
 
@@ -92,9 +99,9 @@ def build(pair: str, vm: Vm, run: Run, files: Files) -> list[str]:
         *_optional("-kernel", vm.kernel),
         *_optional("-initrd", vm.initrd),
         *_optional("-append", vm.append),
-        *("-qmp", f"unix:{files.qmp},server=on,wait=off"),
-        *("-qmp", f"unix:{files.oob},server=on,wait=off"),
-        *("-chardev", f"file,id=console,path={files.console},append=on"),
+        *("-qmp", f"unix:{_quoted(files.qmp)},server=on,wait=off"),
+        *("-qmp", f"unix:{_quoted(files.oob)},server=on,wait=off"),
+        *("-chardev", f"file,id=console,path={_quoted(files.console)},append=on"),
         *("-serial", "chardev:console"),
     ]
     for index, nic in enumerate(vm.nics):

@@ -44,6 +44,7 @@ async def conduct(
         return end.value
     finally:
         steps.close()
+        monitor.end(tape)
 
 
 async def _perform(op: Op, tape: Tape, monitor: Monitor, channel: socket.socket | None) -> object:
@@ -56,7 +57,7 @@ async def _perform(op: Op, tape: Tape, monitor: Monitor, channel: socket.socket 
             await asyncio.sleep(seconds)
             return None
         case Give(fdname):
-            if channel is None:
+            if channel is None or channel.fileno() < 0:
                 raise ScriptError(Failure.BROKEN, "the channel is closed")
             await monitor.give(fdname, channel.fileno(), ANSWER_S)
             return None

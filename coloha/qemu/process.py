@@ -98,12 +98,17 @@ class Process:
     def _status(self) -> str:
         if not self._child:
             return "exit status unknown (it was started by an earlier daemon)"
-        result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        try:
+            result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
+        except ChildProcessError:  # the kernel collects it where SIGCHLD is ignored
+            result = None
         if result is None:
             return "exit status unknown"
         if result.si_code == os.CLD_EXITED:
             return f"exit status {result.si_status}"
-        return f"killed by {signal.Signals(result.si_status).name}"
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(result.si_status).name}"
+        return f"killed by signal {result.si_status}"  # a real-time one, which has no name
 
     def close(self) -> None:
         """Watch no more; the process lives on if it does."""

@@ -82,6 +82,11 @@ class _Client(QMPClient):
             self.socket.close()
             self.socket = None
 
+    def discard(self) -> None:
+        """Throw away what was not written yet: QEMU may never read it."""
+        if self._writer is not None and self._writer.transport.get_write_buffer_size() > 0:
+            self._writer.transport.abort()
+
     async def issue(self, command: Command) -> str:
         """Write a command without waiting; return its id."""
         if self.runstate is not Runstate.RUNNING:
@@ -96,6 +101,12 @@ class _Client(QMPClient):
     async def reply(self, identity: str) -> RawMessage:
         """Wait for the reply to an issued command."""
         return await self._reply(identity)
+
+    def forget(self, identity: str) -> None:
+        """Expect no reply any more. Else the library keeps it, and chokes on it at a disconnect:
+        calls that still wait would not learn of that.
+        """
+        self._pending.pop(identity, None)
 
 
 class Monitor:
@@ -159,6 +170,7 @@ class Monitor:
         self._arrival.set()
         for client in (self._main, self._oob):
             client.drop_socket()
+            client.discard()
             if client.runstate is Runstate.IDLE:
                 continue
             with contextlib.suppress(Exception):
@@ -186,7 +198,8 @@ class Monitor:
         if message is None:
             return
         if self._tape is not None:
-            self._tape.messages.append(message)
+            if len(self._tape.messages) <= MAX_TAPE:
+                self._tape.messages.append(message)
             self._arrival.set()
         if not message.reply:
             self._on_event(message)
@@ -197,15 +210,21 @@ class Monitor:
         self._names.clear()
         return self._tape
 
+    def end(self, tape: Tape) -> None:
+        """Record no more on this tape: until the next script, events come without end."""
+        if self._tape is tape:
+            self._tape = None
+            self._names.clear()
+
     async def call(self, commands: Sequence[Command], timeout_s: float) -> list[Message]:
         """Write commands back to back, then wait for all replies.
 
         :raises ScriptError: `SILENT` after `timeout_s`, `LOST` if the connection breaks; in both
             cases the commands may be executed all the same.
         """
+        issued: list[tuple[_Client, str, str]] = []
         try:
             async with asyncio.timeout(timeout_s):
-                issued = []
                 for command in commands:
                     client = self._oob if command.oob else self._main
                     identity = await client.issue(command)
@@ -223,6 +242,9 @@ class Monitor:
             ) from None
         except (ExecInterruptedError, OSError) as error:
             raise ScriptError(Failure.LOST, f"the QMP connection broke: {error}") from None
+        finally:
+            for client, identity, _ in issued:
+                client.forget(identity)
 
     async def until(
         self, tape: Tape, names: frozenset[str], timeout_s: float, what: str
@@ -254,7 +276,10 @@ class Monitor:
         if self._main.socket is None:
             raise ScriptError(Failure.LOST, "the QMP connection is closed")
         # White space between two messages: QEMU keeps the descriptor for the getfd that follows.
-        socket.send_fds(self._main.socket, [b" "], [descriptor])
+        try:
+            socket.send_fds(self._main.socket, [b" "], [descriptor])
+        except OSError as error:
+            raise ScriptError(Failure.LOST, f"the QMP connection broke: {error}") from None
         (reply,) = await self.call((Command("getfd", {"fdname": fdname}),), timeout_s)
         if reply.error is not None:
             raise ScriptError(Failure.REFUSED, f"getfd: {reply.error}")

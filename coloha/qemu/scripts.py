@@ -31,6 +31,9 @@ UNLIMITED_BYTES_PER_S = 1 << 40
 INTERMEDIATE = frozenset({"setup", "active", "device", "cancelling", "wait-unplug"})
 """States of a migration that pass by themselves."""
 
+OVER = frozenset({"failed", "completed", "cancelled"})
+"""States of a migration that did not end in COLO."""
+
 
 class ScriptError(Exception):
     """A script ended without success: how, and why in words."""
@@ -205,17 +208,19 @@ def _yank() -> Generator[Op, object, None]:
 
 
 def adopt(plan: Plan) -> Steps:
-    """Find out whether a running QEMU is in COLO; if as primary, see that its output is held."""
+    """Find out whether a running QEMU is in COLO; if as primary, see that its output is held.
+
+    The daemon before may have died while it switched the buffers, or made them.
+    """
     mode = yield from _query("query-colo-status", "mode")
     if mode == ColoMode.PRIMARY:
-        commands = [_switch(letter, net, True) for net in plan.netdevs for letter in ("b", "a")]
-        yield from _call(*commands)
+        yield from arm(plan)
     return Adopted(ColoMode(mode))
 
 
-def check() -> Steps:
+def check(timeout_s: float) -> Steps:
     """See whether QEMU's main loop answers."""
-    yield from _do("query-status")
+    yield from _call(Command("query-status"), timeout_s=timeout_s)
     return None
 
 
@@ -236,15 +241,18 @@ def enter_colo(plan: Plan, timeout_s: float) -> Steps:
     return None
 
 
-def _await_colo(what: str, timeout_s: float) -> Generator[Op, object, None]:
-    """Wait for MIGRATION colo, then RESUME; any way out of the migration breaks it."""
-    entered = False
+def _await_colo(
+    what: str, timeout_s: float, *, entered: bool = False
+) -> Generator[Op, object, None]:
+    """Wait for MIGRATION colo (unless it came: `entered`), then RESUME; any way out of the
+    migration breaks it.
+    """
     while True:
         event = yield from _until(what, timeout_s, "MIGRATION", "RESUME", "COLO_EXIT", "SHUTDOWN")
         status = event.data.get("status") if isinstance(event.data, dict) else None
         if event.name == "RESUME" and entered:
             return
-        if event.name in ("COLO_EXIT", "SHUTDOWN") or status in ("failed", "completed"):
+        if event.name in ("COLO_EXIT", "SHUTDOWN") or status in OVER:
             raise ScriptError(Failure.BROKEN, f"{what}: {event.name} {status or ''}".rstrip())
         entered = entered or status == "colo"
 
@@ -253,12 +261,15 @@ def arm(plan: Plan) -> Steps:
     """Hold the guest's output from now on.
 
     Guest output meets the filter created last first (4.1), so B comes before A: what A lets go
-    waits in B.
+    waits in B. An A without B is what a `leave_colo` left that was cut short.
     """
     present = yield from _objects()
     for netdev in plan.netdevs:
-        for letter in ("b", "a"):
-            name = buffer_id(letter, netdev)
+        a, b = buffer_id("a", netdev), buffer_id("b", netdev)
+        if a in present and b not in present:
+            yield from _do("object-del", {"id": a})
+            present -= {a}
+        for letter, name in (("b", b), ("a", a)):
             if name in present:
                 yield from _call(_switch(letter, netdev, True))
                 continue
@@ -282,7 +293,8 @@ def epoch(plan: Plan, timeout_s: float, tape: Tape) -> Steps:
     commands = [Command("stop"), *_cycle("a", plan)]
     empties = range(1, len(commands), 2)
     commands.append(Command("migrate-set-parameters", {"x-checkpoint-delay": DEADMAN_MS}))
-    yield Call(tuple(commands), timeout_s)
+    # They need nothing of the other side: a main loop that is slow with them hangs.
+    yield Call(tuple(commands), timeout_s / 2)
     resumed = yield from _resume(timeout_s)
     if resumed.name != "RESUME":
         raise ScriptError(Failure.BROKEN, f"{resumed.name} during a checkpoint")
@@ -356,10 +368,10 @@ def accept_colo(plan: Plan) -> Steps:
 
 def await_colo(timeout_s: float) -> Steps:
     """Secondary: until the first copy is loaded and COLO runs."""
-    status = yield from _query("query-migrate", "status")
-    if status == "colo" and (yield from _running()):
+    entered = (yield from _query("query-migrate", "status")) == "colo"
+    if entered and (yield from _running()):
         return None  # it was quicker than this script
-    yield from _await_colo("the first copy of the VM", timeout_s)
+    yield from _await_colo("the first copy of the VM", timeout_s, entered=entered)
     return None
 
 
@@ -372,7 +384,7 @@ def promote(plan: Plan, timeout_s: float) -> Steps:
     yield from _yank()
     if (yield from _query("query-colo-status", "mode")) == ColoMode.SECONDARY:
         yield from _allow("already", Command("x-colo-lost-heartbeat"), timeout_s)
-    elif not (yield from _running()):
+    elif not ((yield from _failed_over()) or (yield from _running())):
         raise ScriptError(Failure.REFUSED, "the secondary is not in COLO: it has no VM to become")
     yield from _poll("COLO to end", timeout_s, _colo_over)
     yield from _poll("the guest to run", timeout_s, _running)
@@ -382,6 +394,10 @@ def promote(plan: Plan, timeout_s: float) -> Steps:
     announce = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
     yield from _call(*commands, Command("announce-self", announce))
     return None
+
+
+def _failed_over() -> Generator[Op, object, bool]:
+    return (yield from _query("query-migrate", "status")) == "completed"
 
 
 def _colo_over() -> Generator[Op, object, bool]:
@@ -394,7 +410,7 @@ def write(script: Script, plan: Plan, timeout_s: float, tape: Tape) -> Steps:
         case Script.ADOPT:
             return adopt(plan)
         case Script.CHECK:
-            return check()
+            return check(timeout_s)
         case Script.ENTER_COLO:
             return enter_colo(plan, timeout_s)
         case Script.ARM:

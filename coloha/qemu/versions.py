@@ -109,5 +109,5 @@ def parse(reply: object) -> Version:
     try:
         triple = reply["qemu"]  # type: ignore[index]
         return int(triple["major"]), int(triple["minor"]), int(triple["micro"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"not a QEMU version: {reply!r}") from error

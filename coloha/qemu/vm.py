@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import re
 import socket
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from coloha.core.events import (
     ColoExited,
     CopyBad,
     Event,
+    Failure,
     GuestShutdown,
     QemuExited,
     Role,
@@ -25,6 +27,8 @@ from coloha.qemu.process import Process
 from coloha.qemu.qmp import Monitor
 from coloha.qemu.scripts import Command, Plan, ScriptError
 
+log = logging.getLogger(__name__)
+
 START_S = 15.0
 """How long QEMU may take from exec to its first answer."""
 
@@ -37,9 +41,12 @@ STDERR_READ_BYTES = 64 * 1024
 _COPY_BAD = re.compile(
     r"load device state failed"
     r"|error while loading state(?: section id \d+\((?!ram\))| for instance .* of device '(?!ram'))"
+    r"|Unknown (?:savevm )?section"
+    r"|unsupported version \d+ for '(?!ram')"
+    r"|(?:Missing section footer|Mismatched section id in footer) for (?!ram\b)"
 )
-"""What QEMU says when a secondary is left half loaded (6.2): up to 7.2 the first, later only the
-second. An interrupted transfer of RAM goes to the cache alone and does no harm."""
+"""What QEMU says when a secondary is left half loaded (6.2): up to 7.2 the first, later the others
+alone. An interrupted transfer of RAM goes to the cache alone and does no harm."""
 
 
 class Vm:
@@ -59,7 +66,6 @@ class Vm:
         """Checkpoints that this QEMU has loaded as secondary, since the daemon watches it."""
         self.dead = asyncio.Event()
         """Nothing is left of the process: its taps and sockets are free."""
-        self.status = "it is dying"
         self.quiet = False
         """Post nothing more."""
         self._netdevs = netdevs
@@ -133,9 +139,11 @@ class Vm:
         """
         assert self._monitor is not None
         assert self._plan is not None
+        if script is Script.PROMOTE and self._check_copy():
+            raise ScriptError(Failure.BROKEN, "the secondary is half loaded: see its stderr")
         result = await conduct(script, self._plan, timeout_s, self._monitor, channel)
-        if script is Script.PROMOTE:
-            self._check_copy()
+        if script in (Script.ADOPT, Script.PROMOTE):
+            self._check_copy()  # it may have broken before anyone listened, or meanwhile
         return result
 
     async def close(self) -> None:
@@ -161,13 +169,14 @@ class Vm:
             return file.read().decode(errors="replace")
         return ""
 
-    def _check_copy(self) -> None:
-        """Post `CopyBad` if the secondary says that a checkpoint did not load (R5)."""
+    def _check_copy(self) -> bool:
+        """Post `CopyBad` if the secondary says that a checkpoint did not load (R5); return that."""
         if self.run.role is not Role.SECONDARY:
-            return
-        found = _COPY_BAD.search(self._stderr())
-        if found is not None:
-            self._say(CopyBad(found.group(0)))
+            return False
+        bad = next((line for line in self._stderr().splitlines() if _COPY_BAD.search(line)), None)
+        if bad is not None:
+            self._say(CopyBad(bad.strip()))
+        return bad is not None
 
     def _heard(self, message: Message) -> None:
         match message.name:
@@ -188,7 +197,7 @@ class Vm:
         self._farewell = asyncio.get_running_loop().create_task(self._last_words())
 
     def _dead(self, status: str) -> None:
-        self.status = status
+        log.info("QEMU %s: %s", self.run.id, status)
         self.dead.set()
         if self._monitor is not None:
             self._closing = asyncio.get_running_loop().create_task(self._monitor.close())
@@ -197,5 +206,4 @@ class Vm:
         """Post `QemuExited`, once all that the process said before is taken in."""
         if self._monitor is not None:
             await self._monitor.drain(LAST_WORDS_S)
-        complaint = self.complaint()
-        self._say(QemuExited(self.run, f"{self.status}: {complaint}" if complaint else self.status))
+        self._say(QemuExited(self.run, self.complaint()))

@@ -5,6 +5,7 @@ file (and counted), never from the log.
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -51,6 +52,8 @@ class Occurrences:
         """`path` is a file of one JSON object a line; what earlier daemons wrote is kept."""
         self._node = node
         self._path = path
+        self._torn = False
+        """The file may end in the middle of a line, which a crash or a full disk cut short."""
         self._kept: deque[Occurrence] = deque(self._earlier(), KEPT)
         self._number = self._kept[-1].number if self._kept else 0
         self._listeners: set[asyncio.Queue[Occurrence]] = set()
@@ -102,16 +105,13 @@ class Occurrences:
         found = []
         for path in (self._path.with_suffix(".old"), self._path):
             try:
-                lines = path.read_text(errors="replace").splitlines()
+                text = path.read_text(errors="replace")
             except OSError:
                 continue
-            for line in lines:
-                try:
-                    fields = json.loads(line)
-                    fields["severity"] = Severity(fields["severity"])
-                    found.append(Occurrence(**fields))
-                except (ValueError, TypeError, KeyError):
-                    continue  # the line that a crash cut short
+            for line in text.splitlines():
+                with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+                    found.append(_occurrence(line))
+            self._torn = text[-1:] not in ("", "\n")
         return found[-KEPT:]
 
     def _write(self, occurrence: Occurrence) -> None:
@@ -119,8 +119,21 @@ class Occurrences:
             if self._path.exists() and self._path.stat().st_size > MAX_FILE_BYTES:
                 self._path.replace(self._path.with_suffix(".old"))
             with self._path.open("a") as file:
-                file.write(json.dumps(asdict(occurrence)) + "\n")
+                file.write("\n" * self._torn + json.dumps(asdict(occurrence)) + "\n")
+            self._torn = False
         except OSError:
+            self._torn = True
             self.dropped += 1  # the log has it; a full disk must not stop the daemon
         finally:
             self._writing -= 1
+
+
+def _occurrence(line: str) -> Occurrence:
+    """Return what a line of the file holds.
+
+    :raises ValueError, TypeError, KeyError: if it holds no occurrence.
+    """
+    fields = json.loads(line)
+    if type(fields["number"]) is not int:
+        raise TypeError("not a number")
+    return Occurrence(**{**fields, "severity": Severity(fields["severity"])})

@@ -6,6 +6,7 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from coloha.core.events import Durable
 from coloha.durable import replace_file
@@ -41,15 +42,12 @@ class Store:
         """
         path = self._path(pair)
         try:
-            content = json.loads(path.read_bytes())
-            if content.pop("format") != FORMAT:
-                raise ValueError("it was written by another version of coloha")
-            return Durable(**content)
+            return _durable(json.loads(path.read_bytes()))
         except FileNotFoundError:
             return Durable()
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise StoreError(f"{path} is damaged ({error}): see the runbook") from error
 
     async def save(self, pair: str, durable: Durable) -> None:
@@ -75,3 +73,23 @@ class Store:
 
     def _path(self, pair: str) -> Path:
         return self._directory / f"{pair}.json"
+
+
+_KINDS = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(Durable).items()}
+
+
+def _durable(content: object) -> Durable:
+    """Return the state that a file holds.
+
+    :raises ValueError, TypeError: if it holds none, or a part of one.
+    """
+    if not isinstance(content, dict) or "format" not in content:
+        raise ValueError("not a state")
+    if content.pop("format") != FORMAT:
+        raise ValueError("it was written by another version of coloha")
+    if content.keys() != _KINDS.keys():
+        raise ValueError(f"it must hold exactly {', '.join(_KINDS)}")
+    for name, value in content.items():
+        if type(value) not in _KINDS[name]:
+            raise TypeError(f"{name} cannot be {value!r}")
+    return Durable(**content)

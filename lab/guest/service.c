@@ -2,10 +2,13 @@
  *
  * TCP port 7, the counter: a line "TOKEN" is answered by the line "TOKEN VALUE", where VALUE is one
  * counter for all clients, grown by one per request. A client can match each answer to its request,
- * and tell a lost, a repeated and a reversed answer apart.
+ * and tell a lost, a repeated and a reversed answer apart. The lines "poweroff" and "reboot" are
+ * obeyed instead.
  *
- * UDP port 7777, the beacon: the network's broadcast address receives "COLOHA" and a 64-bit
- * big-endian number that grows by one per datagram, so an observer sees which state spoke.
+ * UDP port 7777, the beacon: the network's broadcast address receives "COLOHA" and three 64-bit
+ * big-endian words: a number that grows by one per datagram, the mark of the datagram before, and
+ * its own. Marks depend on the clock, so two machines that go on from the same state part at once,
+ * and an observer sees which state each went on from.
  */
 #include "guest.h"
 
@@ -20,6 +23,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/reboot.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -56,19 +60,30 @@ static void *dirty_memory(void *pages_per_second)
     return 0;
 }
 
+/* A mark that no other course of events comes to. */
+static uint64_t next_mark(uint64_t mark)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (mark ^ now.tv_nsec ^ (uint64_t)now.tv_sec << 32) * 0x9e3779b97f4a7c15u + 1;
+}
+
 static void *send_beacons(void *interval_us)
 {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(BEACON_PORT), .sin_addr = broadcast};
     int one = 1, fd = socket(AF_INET, SOCK_DGRAM, 0);
     if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_BROADCAST, &one, sizeof one) < 0)
         die("no beacon socket");
-    for (uint64_t number = 1;;) {
+    for (uint64_t number = 1, before = 0;;) {
+        uint64_t mark = next_mark(before);
         struct {
             char magic[6];
-            uint64_t number;
-        } __attribute__((packed)) beacon = {"COLOHA", htobe64(number)};
-        if (sendto(fd, &beacon, sizeof beacon, 0, (struct sockaddr *)&to, sizeof to) == sizeof beacon)
+            uint64_t number, before, mark;
+        } __attribute__((packed)) beacon = {"COLOHA", htobe64(number), htobe64(before), htobe64(mark)};
+        if (sendto(fd, &beacon, sizeof beacon, 0, (struct sockaddr *)&to, sizeof to) == sizeof beacon) {
             number++; /* a number that was not sent must not look like a lost one */
+            before = mark;
+        }
         sleep_us((long)interval_us);
     }
     return 0;
@@ -78,6 +93,15 @@ static void drop(struct client *c)
 {
     close(c->fd);
     c->fd = -1;
+}
+
+/* "poweroff" and "reboot" are orders, not tokens. */
+static void obey(const char *line, const char *end)
+{
+    if (end - line == 8 && !memcmp(line, "poweroff", 8))
+        reboot(RB_POWER_OFF);
+    if (end - line == 6 && !memcmp(line, "reboot", 6))
+        reboot(RB_AUTOBOOT);
 }
 
 /* Answers every whole line for whose answer there is room. */
@@ -90,6 +114,7 @@ static void answer(struct client *c)
             drop(c);
             return;
         }
+        obey(line, end);
         c->out_length += snprintf(c->out + c->out_length, sizeof c->out - c->out_length, "%.*s %llu\n",
                                   (int)(end - line), line, (unsigned long long)++counter);
         line = end + 1;

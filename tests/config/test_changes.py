@@ -149,7 +149,8 @@ def test_fingerprint_is_stable() -> None:
         vm={"memory": "128MiB", "nics": [{"mac": "52:54:00:12:34:56", "bridge": "br0"}]},
         witness={"type": "file", "directory": "/srv"},
     )
-    assert pair.fingerprint() == ("b712c05cbb8bd9d77c4e50fa33626587b69d82066a90546ac976a60072a61f04")
+    expected = "b712c05cbb8bd9d77c4e50fa33626587b69d82066a90546ac976a60072a61f04"
+    assert pair.fingerprint() == expected
 
 
 def test_several_changes_are_sorted(tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
@@ -7,7 +6,7 @@ from pydantic import ValidationError
 
 from coloha.config import Address, Checkpoint, Heartbeat, PairConfig, Recovery, load, read_key
 
-from .support import HOST, KEY, PAIR, edit, load_from, load_pair, pair_named, write
+from .support import HOST, KEY, PAIR, edit, load_from, load_pair, pair_named, refuse, write
 
 
 def test_defaults(tmp_path: Path) -> None:
@@ -181,6 +180,12 @@ def test_suggested_misses_are_accepted(microseconds: int) -> None:
 
 
 def test_longest_runtime_directory(tmp_path: Path) -> None:
-    longest = "/" + "r" * (107 - len("/control.sock") - 1)
+    """QEMU's sockets are the longest paths in it: /web/RUN/qmp.sock, RUN of 18 characters."""
+    longest = "/" + "r" * (107 - len("/web/") - 18 - len("/qmp.sock") - 1)
     config = load_from(tmp_path, {"coloha.yaml": f"{HOST}runtime_directory: {longest}\n"})
-    assert len(os.fsencode(config.host.control_socket)) == 107
+    assert config.pairs
+    refuse(
+        tmp_path,
+        {"coloha.yaml": f"{HOST}runtime_directory: {longest}r\n"},
+        ("pairs.d/web.yaml:1:7: pair", "QEMU's sockets 1 bytes too long", "runtime_directory"),
+    )

@@ -164,7 +164,7 @@ class Player:
             case "launch-failed":
                 return LaunchFailed(self.run, text)
             case "exited":
-                return QemuExited(self.run, text or "killed by SIGKILL")
+                return QemuExited(self.run, text)
         raise ValueError(name)
 
     def started(self, options: dict[str, object]) -> Event:

@@ -1,6 +1,8 @@
 """The guest under plain QEMU: what it answers, what it sends, what it does when it cannot."""
 
+import itertools
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -148,9 +150,11 @@ def test_a_beacon_is_heard_by_any_client(guests: tuple[Topology, Vm, Vm]) -> Non
         receiver.settimeout(20)
         datagrams = [receiver.recvfrom(100) for _ in range(3)]
     assert {address for _, (address, _) in datagrams} == {BUSY}
-    numbers = [int.from_bytes(data.removeprefix(b"COLOHA")) for data, _ in datagrams]
-    assert numbers == list(range(numbers[0], numbers[0] + 3))
-    assert {len(data) for data, _ in datagrams} == {14}
+    beacons = [struct.unpack("!6sQQQ", data) for data, _ in datagrams]
+    assert {magic for magic, *_ in beacons} == {b"COLOHA"}
+    assert [number for _, number, _, _ in beacons] == [beacons[0][1] + k for k in range(3)]
+    for (_, _, _, mark), (_, _, before, _) in itertools.pairwise(beacons):
+        assert before == mark
 
 
 def test_only_the_guest_that_was_asked_to_sends_and_writes(

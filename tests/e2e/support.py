@@ -1,0 +1,111 @@
+"""A pair on two hosts, with a client that talks to the guest all the time."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lab.assets import load_assets
+from lab.client import Report, RunningClient, start_client
+from lab.cluster import Cluster, Timing
+from lab.topology import GUEST_IP, Topology
+
+PATIENT = Timing(interval="100ms", misses=6, stall_timeout="3s")
+"""For tests: a machine that is busy with other things must not look like a fault."""
+
+
+@dataclass
+class Scene:
+    """What a test acts on."""
+
+    topology: Topology
+    cluster: Cluster
+    client: RunningClient
+
+    def wait_protected(self, timeout_s: float = 40.0) -> tuple[str, str]:
+        """Wait for protection; return primary and secondary."""
+        primary = self.cluster.wait_protected(timeout_s)
+        return primary, self.cluster.other(primary)
+
+    def generation(self) -> int:
+        """The highest generation that a node knows."""
+        return max(int(s.get("generation", 0)) for s in self.cluster.statuses().values())
+
+    def wait_promoted(self, name: str) -> None:
+        """Wait until a node speaks for the VM."""
+        self.cluster.wait("a failover", lambda: self.cluster.status(name).get("role") == "primary")
+
+    def wait_for_daemon(self, name: str) -> None:
+        """Wait until a node's daemon answers."""
+        self.cluster.wait("an answer", lambda: self.cluster.status(name))
+
+    def qemu_pid(self, name: str) -> int:
+        """The process of a node's QEMU."""
+        process = self.cluster.qemu(name)
+        assert process is not None
+        return process.pid
+
+    def freeze_qemu(self, name: str) -> None:
+        """SIGSTOP a node's QEMU."""
+        self.topology.hosts[name].signal(self.qemu_pid(name), signal.SIGSTOP)
+
+    def answers_go_on(self, count: int = 20, timeout_s: float = 20.0) -> None:
+        """Wait for `count` further answers."""
+        self.client.wait_for_answers(self.answers() + count, timeout_s)
+
+    def answers(self) -> int:
+        """How many answers there were."""
+        reports = self.client.reports()
+        return reports[-1].answers if reports else 0
+
+    def kinds(self, name: str) -> list[str]:
+        """The kinds of events that a node told, in order."""
+        return [event["kind"] for event in self.cluster.events(name)]
+
+    def lives(self) -> int:
+        """How often the VM was booted, on all nodes."""
+        return sum(self.kinds(name).count("started") for name in self.topology.hosts)
+
+    def finish(self) -> Report:
+        """End the client; every answer must have been right, on one connection, from one life."""
+        report = self.client.stop()
+        assert report.flawless, replace(report, gap_list=[])
+        assert self.lives() == 1
+        return report
+
+
+@contextlib.contextmanager
+def scene(
+    timing: Timing | None = None,
+    *,
+    guest_words: str = "",
+    program: list[str] | None = None,
+    qemu: Path | None = None,
+    vm: dict[str, Any] | None = None,
+) -> Iterator[Scene]:
+    """Bring a pair up from nothing until the client is answered."""
+    with Topology() as topology:
+        cluster = Cluster(
+            topology, load_assets(), timing or PATIENT, guest_words=guest_words, qemu=qemu, vm=vm
+        )
+        if program is not None:
+            cluster.program = program
+        cluster.start_all()
+        client = start_client(
+            topology.client, f"{GUEST_IP}:7", topology.directory / "client.jsonl", "--think-ms", "2"
+        )
+        try:
+            cluster.wait_protected(60)
+            client.wait_for_answers(10, 60)
+            yield Scene(topology, cluster, client)
+        except BaseException:
+            print(cluster.report())
+            raise
+
+
+def wait(seconds: float) -> None:
+    """Let the pair live."""
+    time.sleep(seconds)

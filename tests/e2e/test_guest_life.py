@@ -1,0 +1,79 @@
+"""What the guest itself does is no failure; and what an operator changes while it runs."""
+
+import signal
+import socket
+
+import pytest
+
+from lab.topology import GUEST_IP
+from tests.e2e.support import Scene, scene
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
+
+
+def order(stage: Scene, word: str) -> None:
+    """Tell the guest to switch itself off, or to boot."""
+
+    def connect() -> socket.socket:
+        connection = socket.create_connection((GUEST_IP, 7), 10)
+        connection.sendall(f"{word}\n".encode())
+        return connection
+
+    stage.topology.client.inside(connect, ("net",)).close()
+
+
+def test_guest_switches_itself_off() -> None:
+    with scene() as stage:
+        primary, secondary = stage.wait_protected()
+        stage.client.stop()
+        order(stage, "poweroff")
+        cluster = stage.cluster
+        cluster.wait("off", lambda: cluster.phases() == {primary: "off", secondary: "standby"})
+        assert cluster.qemu(primary) is cluster.qemu(secondary) is None
+        assert "yielded" not in stage.kinds(primary)
+        assert "claimed" not in stage.kinds(secondary)
+        # It stays off over a restart of the daemon, until somebody says otherwise.
+        cluster.kill_daemon(primary)
+        cluster.start(primary)
+        cluster.wait("off", lambda: cluster.in_phase("off"))
+        assert "starting" in cluster.command(primary, "start", "vm")
+        assert stage.wait_protected() == (primary, secondary)
+
+
+def test_guest_boots_again() -> None:
+    with scene() as stage:
+        primary, secondary = stage.wait_protected()
+        before, pid = stage.generation(), stage.qemu_pid(primary)
+        stage.client.stop()
+        order(stage, "reboot")
+        stage.cluster.wait(
+            "the guest to answer again",
+            lambda: console(stage, primary).count("lab guest: ready") == 2,
+        )
+        assert stage.wait_protected() == (primary, secondary)
+        assert (stage.generation(), stage.qemu_pid(primary)) == (before, pid)
+
+
+def console(stage: Scene, name: str) -> str:
+    runs = (stage.topology.hosts[name].runtime / "vm").glob("p-*/console.log")
+    return "".join(path.read_text(errors="replace") for path in runs)
+
+
+def test_period_changes_on_reload() -> None:
+    with scene() as stage:
+        primary, _ = stage.wait_protected()
+        cluster = stage.cluster
+        for name in stage.topology.hosts:
+            path = cluster.pair_file(name)
+            path.write_text(path.read_text().replace("period: 50ms", "period: 200ms"))
+            stage.topology.hosts[name].signal(cluster.daemon(name).pid, signal.SIGHUP)
+        cluster.wait("the new period", lambda: cluster.status(primary)["period_s"] == 0.2)
+        epochs = cluster.status(primary)["epochs"]
+        stage.answers_go_on(10)
+        assert cluster.status(primary)["epochs"] > epochs
+        # A broken file changes nothing, and is told.
+        path.write_text("pair: [")
+        stage.topology.hosts[name].signal(cluster.daemon(name).pid, signal.SIGHUP)
+        cluster.wait("the refusal", lambda: "reload-refused" in stage.kinds(name))
+        assert cluster.protected()
+        stage.finish()
