@@ -24,6 +24,7 @@ test: check
 
 docs: setup
 	@$(PYTHON) -m coloha.config.reference --write
+	@$(PYTHON) -m lab.diagram --write
 
 clean:
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coloha import config
+from coloha.adapters.witness import WitnessError
+from coloha.adapters.witness_file import FileWitness
 from coloha.cli import exits
 from coloha.config import Config, PairConfig
 from coloha.errors import LaunchError
-from coloha.qemu import versions
+from coloha.qemu import command_line, versions
 from coloha.qemu.probe import probe
+from coloha.qemu.process import ChildLauncher
 from coloha.runtime.keeper import SECONDARY_MEMORY_FACTOR, available_memory_bytes
 
 EXAMPLE = """example:
@@ -44,9 +47,9 @@ Finding = tuple[bool, str]
 def _findings(loaded: Config, pair: PairConfig) -> Iterator[Finding]:
     yield True, "configuration"
     yield from _qemu(pair)
-    yield _memory(pair, sum(other.vm.memory for other in loaded.pairs))
+    yield _memory(loaded, pair)
     yield from _interfaces(pair)
-    yield _witness(pair)
+    yield asyncio.run(_witness(pair))
 
 
 def _qemu(pair: PairConfig) -> Iterator[Finding]:
@@ -71,10 +74,16 @@ def _qemu(pair: PairConfig) -> Iterator[Finding]:
         yield True, f"QEMU {version}, COLO built in, return-path {path}"
 
 
-def _memory(pair: PairConfig, all_pairs_bytes: int) -> Finding:
+def _memory(loaded: Config, pair: PairConfig) -> Finding:
+    directory = loaded.host.runtime_directory / pair.name
+    running = ChildLauncher().find(command_line.mark(directory))
+    for process, _ in running:
+        process.close()
+    if running:
+        return True, f"a QEMU of this pair runs here already (pid {running[0][0].pid})"
     available = available_memory_bytes() >> 20
     needed = SECONDARY_MEMORY_FACTOR * pair.vm.memory >> 20
-    total = SECONDARY_MEMORY_FACTOR * all_pairs_bytes >> 20
+    total = sum(SECONDARY_MEMORY_FACTOR * other.vm.memory for other in loaded.pairs) >> 20
     text = f"a secondary needs {needed} MiB (twice the guest's), {available} MiB are available"
     if total > needed:
         text += f"; all pairs together need up to {total} MiB"
@@ -91,8 +100,12 @@ def _interfaces(pair: PairConfig) -> Iterator[Finding]:
         yield good, f"NIC {index} on {kind} {name}{advice}"
 
 
-def _witness(pair: PairConfig) -> Finding:
-    directory = pair.witness.directory
-    good = directory.is_dir()
-    advice = "" if good else ": no such folder, make it or mount it (the same one on both nodes)"
-    return good, f"witness {directory}{advice}"
+async def _witness(pair: PairConfig) -> Finding:
+    witness = FileWitness(pair.witness.directory, pair.witness.timeout)
+    try:
+        record = await witness.read(pair.name)
+    except WitnessError as error:
+        return False, f"witness: {error}"
+    finally:
+        await witness.close()
+    return True, f"witness {pair.witness.directory}, record: {record or 'none yet'}"

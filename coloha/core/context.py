@@ -34,6 +34,10 @@ REREAD_S = 0.2
 """Shortest time between two reads of the record that are only prompted by a hint."""
 
 
+WITNESS_AGAIN_S = 1.0
+"""Longest time between two questions to a witness that does not answer."""
+
+
 class InvariantError(AssertionError):
     """The machine was about to break a promise: a bug. The pair is held, nothing is released."""
 
@@ -138,7 +142,7 @@ class Context:
     def __post_init__(self) -> None:
         self.protect_backoff = Backoff(self.s.retry_min_s, self.s.retry_max_s)
         self.boot_backoff = Backoff(self.s.retry_min_s, self.s.retry_max_s)
-        self.witness_backoff = Backoff(REREAD_S, 2.0)
+        self.witness_backoff = Backoff(REREAD_S, WITNESS_AGAIN_S)
 
     # What follows from the facts
 

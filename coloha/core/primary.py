@@ -12,6 +12,7 @@ ARM_TIMEOUT_S = 5.0
 LEAVE_TIMEOUT_S = 5.0
 LEAVE_TRIES = 12
 YIELD_REREAD_S = 1.0
+CHECK_S = 1.0
 HUNG = "QEMU does not answer"
 
 
@@ -53,7 +54,9 @@ def solo(c: Context) -> None:
         return
     c.session = None
     peer = c.heard
-    if peer is None:
+    if not _answers(c):
+        c.wait("QEMU to answer")
+    elif peer is None:
         c.trouble = f"{c.s.peer} is silent"
         c.wait(f"{c.s.peer} to be heard")
     elif peer.phase is not Phase.STANDBY:
@@ -72,6 +75,25 @@ def solo(c: Context) -> None:
         assert c.record is not None
         c.actions.append(Invite(c.session, c.record.generation))
         c.go(Phase.INVITE)
+
+
+def _answers(c: Context) -> bool:
+    """Look after the lonely QEMU once a second; return whether it answers.
+
+    One that does not is told, never killed: there is no other copy of the VM.
+    """
+    outcome = c.finished(Script.CHECK)
+    if isinstance(outcome, ScriptFailed) and c.trouble != HUNG:
+        c.trouble = HUNG
+        c.tell("hung", f"{HUNG}; it is left alone, since it is the only copy", Severity.ERROR)
+    elif isinstance(outcome, ScriptDone) and c.trouble == HUNG:
+        c.trouble = None
+        c.tell("answers-again", "QEMU answers again")
+    if c.script is None and c.now >= c.again_at:
+        c.start(Script.CHECK, CHECK_S)
+        c.again_at = c.now + CHECK_S
+    c.wake(c.again_at)
+    return c.trouble != HUNG
 
 
 def _not_now(c: Context, why: str) -> None:
@@ -257,9 +279,11 @@ def defend(c: Context) -> None:
         c.go(Phase.YIELDED if not c.owned else Phase.BOOT)
         return
     outcome = c.finished(Script.CHECK)
-    if isinstance(outcome, ScriptFailed) and (
-        outcome.failure is Failure.LOST or c.peer_can_take_over
-    ):
+    if isinstance(outcome, ScriptFailed) and outcome.failure is Failure.LOST:
+        c.trouble = "QEMU closed its monitor"
+        c.tell("monitor-lost", f"{c.trouble}: it is dying, or is killed now", Severity.ERROR)
+        c.go(Phase.KILL)
+    elif isinstance(outcome, ScriptFailed) and c.peer_can_take_over:
         c.trouble = HUNG
         c.tell("hung", f"{HUNG}: it is killed", Severity.ERROR)
         c.go(Phase.KILL)

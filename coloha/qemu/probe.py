@@ -32,24 +32,38 @@ async def probe(program: str, accelerator: str) -> Probe:
         *(program, "-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", f"none,accel={accelerator}", "-qmp", "stdio"),
     )
-    process = await asyncio.create_subprocess_exec(*argv, stdin=-1, stdout=-1, stderr=-1)
+    try:
+        process = await asyncio.create_subprocess_exec(*argv, stdin=-1, stdout=-1, stderr=-1)
+    except OSError as error:
+        raise LaunchError(f"{program} cannot be started: {error.strerror}") from error
     commands = ("qmp_capabilities", "query-version", "query-migrate-capabilities", "quit")
     text = "".join(json.dumps({"execute": command, "id": command}) for command in commands)
     try:
         async with asyncio.timeout(PROBE_S):
             output, complaint = await process.communicate(text.encode())
     except TimeoutError:
+        raise LaunchError(f"{program} did not answer within {PROBE_S:g} s") from None
+    finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        raise LaunchError(f"{program} did not answer within {PROBE_S:g} s") from None
+        await process.wait()
+    replies = _replies(output)
+    try:
+        version = versions.parse(replies.get("query-version"))
+    except ValueError:
+        reason = complaint.decode(errors="replace").strip() or "it said nothing of use"
+        raise LaunchError(f"{program} with accelerator {accelerator}: {reason}") from None
+    capabilities = replies.get("query-migrate-capabilities") or []
+    assert isinstance(capabilities, list)
+    return Probe(version, any(entry.get("capability") == "x-colo" for entry in capabilities))
+
+
+def _replies(output: bytes) -> dict[str, object]:
+    """Return what each command returned, by its id, which is its name."""
     replies = {}
     for line in output.decode(errors="replace").splitlines():
         with contextlib.suppress(ValueError):
             message = json.loads(line)
-            replies[message.get("id")] = message.get("return")
-    if "query-version" not in replies:
-        reason = complaint.decode(errors="replace").strip() or "it said nothing"
-        raise LaunchError(f"{program} with accelerator {accelerator}: {reason}")
-    capabilities = replies.get("query-migrate-capabilities") or []
-    colo = any(entry.get("capability") == "x-colo" for entry in capabilities)
-    return Probe(versions.parse(replies["query-version"]), colo)
+            if isinstance(message, dict) and "id" in message:
+                replies[str(message["id"])] = message.get("return")
+    return replies

@@ -55,13 +55,16 @@ class Keeper:
         key: bytes,
         peer: str,
         post: Callable[[Event], None],
+        fail: Callable[[Exception], None],
         launcher: Launcher | None = None,
     ) -> None:
+        """`fail` is called with an error that nobody foresaw: an outcome will be missing."""
         self._config = config
         self._host = host
         self._key = key
         self._peer = peer
         self._post = post
+        self._fail = fail
         self._launcher = launcher or ChildLauncher()
         self._directory = host.runtime_directory / config.name
         self._traits = versions.Traits(config.vm.machine, config.vm.accelerator)
@@ -271,8 +274,9 @@ class Keeper:
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("%s: %s", self._config.name, task.exception(), exc_info=task.exception())
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            log.error("%s: %s", self._config.name, error, exc_info=error)
+            self._fail(error)
 
     async def let_go(self) -> None:
         """Close everything but leave QEMU as it is."""

@@ -50,7 +50,7 @@ from coloha.core.events import (
 )
 from coloha.core.machine import PairMachine
 from coloha.core.snapshot import Snapshot
-from coloha.errors import StoreError
+from coloha.errors import ColohaError, StoreError
 from coloha.runtime.keeper import Keeper
 from coloha.runtime.metrics import Metrics
 from coloha.runtime.occurrences import Occurrences
@@ -61,6 +61,10 @@ log = logging.getLogger(__name__)
 INBOX = 1000
 START_OVER_S = 2.0
 INVITE_TIMEOUT_S = 30.0
+
+
+class MissedError(ColohaError):
+    """The pump missed events."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,19 +94,32 @@ class PairRuntime:
         self._witness = witness
         self._services = services
         self._inbox: asyncio.Queue[Event] = asyncio.Queue(INBOX)
+        self._failure: Exception | None = None
+        """What failed beside the pump, so that it must start over."""
         self._timer: asyncio.TimerHandle | None = None
+        self._due = 0.0
+        """The deadline of the last timer that fired, monotonic seconds."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self.keeper = Keeper(config, services.host, services.key, self.peer, self.post)
+        self.keeper = Keeper(config, services.host, services.key, self.peer, self.post, self.fail)
 
     # What comes in
 
     def post(self, event: Event) -> None:
-        """Put an event into the inbox."""
+        """Put an event into the inbox; if that is full, the pump starts over as soon as it can."""
         if self._inbox.full():
-            # Only a pump that stands still gets here. It starts over afresh when it can.
+            # Only a pump that stands still gets here. A machine that missed a death would wait
+            # for it for ever.
             self.dropped += 1
+            self.fail(MissedError(f"more than {INBOX} events waited: some are lost"))
             return
         self._inbox.put_nowait(event)
+
+    def fail(self, error: Exception) -> None:
+        """Make the pump start over: what it relies on has failed."""
+        if self._failure is None:
+            self._failure = error
+        if self._inbox.empty():
+            self._inbox.put_nowait(Timer())
 
     def heard(self, state: PeerState) -> None:
         """Take what the other node's heartbeat says; when the pump is behind, the next one does."""
@@ -117,7 +134,9 @@ class PairRuntime:
 
     def reconfigure(self, config: PairConfig) -> None:
         """Take over what may change while running: the checkpoint period."""
-        self.config = config
+        period = {"period": config.checkpoint.period}
+        checkpoint = self.config.checkpoint.model_copy(update=period)
+        self.config = self.config.model_copy(update={"checkpoint": checkpoint})
         self.post(PeriodChanged(config.checkpoint.period))
 
     @property
@@ -148,19 +167,22 @@ class PairRuntime:
         found = self.keeper.find()
         machine = PairMachine(self._settings(), time.monotonic())
         self._inbox = asyncio.Queue(INBOX)
+        self._failure = None
         self.trouble = None
         self.post(Started(durable, found))
         try:
             while True:
                 event = await self._inbox.get()
+                if self._failure is not None:
+                    raise self._failure
                 now = time.monotonic()
                 if isinstance(event, Timer):
-                    now = max(now, machine.deadline())  # uvloop's timers may be early
+                    # uvloop's timers may be early. The machine's own deadline may be another one
+                    # by now: time must not run ahead.
+                    now = max(now, self._due)
                 actions = machine.step(event, now)
                 self._observe(event)
-                self.snapshot = machine.snapshot()
-                for action in actions:
-                    await self._execute(action)
+                await self._carry_out(actions, machine.snapshot())
                 self._arm(machine.deadline())
         finally:
             if self._timer is not None:
@@ -188,7 +210,11 @@ class PairRuntime:
         if self._timer is not None:
             self._timer.cancel()
         delay = max(0.0, deadline - time.monotonic())
-        self._timer = asyncio.get_running_loop().call_later(delay, self.post, Timer())
+        self._timer = asyncio.get_running_loop().call_later(delay, self._fire, deadline)
+
+    def _fire(self, deadline: float) -> None:
+        self._due = deadline
+        self.post(Timer())
 
     async def _let_go(self) -> None:
         """Forget everything but the QEMU: it runs on, held or not, as it was."""
@@ -201,6 +227,17 @@ class PairRuntime:
             self._services.metrics.pause(self.name, event.result.pause_s)
 
     # What goes out
+
+    async def _carry_out(self, actions: list[Action], snapshot: Snapshot) -> None:
+        """Carry out a batch. Heartbeats say what is new only once it is on the disk."""
+        saved = max((k + 1 for k, a in enumerate(actions) if isinstance(a, Persist)), default=0)
+        for action in actions[:saved]:
+            await self._execute(action)
+        self.snapshot = snapshot
+        if Beat() in actions[:saved]:
+            self._services.heartbeats.beat(self.peer)  # the one before said what is old
+        for action in actions[saved:]:
+            await self._execute(action)
 
     async def _execute(self, action: Action) -> None:
         match action:
@@ -235,7 +272,12 @@ class PairRuntime:
     def _beside(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and isinstance(error := task.exception(), Exception):
+            self.fail(error)
 
     async def _read_record(self) -> None:
         try:
