@@ -50,15 +50,11 @@ class LaunchError(ColohaError):
 
 
 class QmpError(ColohaError):
-    """Base of what can go wrong with a command to QEMU."""
+    """QEMU's monitor could not be connected."""
 
 
-class CommandRefusedError(QmpError):
-    """QEMU answered the command with an error: it was not executed."""
-
-
-class OutcomeUnknownError(QmpError):
-    """No answer in time, or the connection broke: the command may run now, later, or never."""
+class StartError(ColohaError):
+    """The daemon cannot start here; the message says what to change."""
 
 
 class StoreError(ColohaError):

@@ -45,13 +45,14 @@ _MAC_BYTES = 32
 class Request:
     """What the inviting node wants: a secondary for `pair`, in `session`, of `generation`.
 
-    `fingerprint` is of its pair file: both must agree.
+    `fingerprint` is of its pair file: both must agree. `qemu` is the version of its QEMU.
     """
 
     pair: str
     session: int
     generation: int
     fingerprint: str
+    qemu: tuple[int, int, int]
 
 
 def tune(connection: socket.socket, timeout_s: float) -> None:
@@ -177,7 +178,7 @@ class ChannelServer:
         if content.get("to") != self._me:
             raise AuthenticationError(f"the invitation is for {content.get('to')!r}")
         try:
-            request = Request(**_mapping(content["request"]))
+            request = _request(_mapping(content["request"]))
             sender = str(content["from"])
         except (KeyError, TypeError, ValueError) as error:
             raise ChannelError(f"not an invitation: {error}") from error
@@ -252,6 +253,12 @@ class _Seal:
     def _mac(self, direction: bytes, body: bytes) -> bytes:
         text = b"coloha channel 1 " + direction + self.challenge + self.inviting + body
         return hmac.digest(self.key, text, "sha256")
+
+
+def _request(content: Mapping[str, Any]) -> Request:
+    """Return the request in what came over the wire, where tuples are lists."""
+    major, minor, micro = content["qemu"]
+    return Request(**{**content, "qemu": (major, minor, micro)})
 
 
 def _content(body: bytes) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Taps: how a guest's NIC reaches a bridge of the host."""
+"""Interfaces of this host: the taps of guests' NICs, and its own addresses."""
 
-import asyncio
+import socket
 from pathlib import Path
 
-from coloha.config.model import Nic, Vm
-from coloha.errors import LaunchError
+from coloha.ask import ask
+from coloha.config.model import Nic, PairConfig, Vm
+from coloha.errors import LaunchError, StartError
 from coloha.qemu.command_line import tap_name
 
 _INTERFACES = Path("/sys/class/net")
@@ -35,20 +36,34 @@ def _commands(tap: str, nic: Nic) -> list[str]:
     return [*make, f"link set dev {tap} master {nic.bridge}", f"link set dev {tap} up"]
 
 
+def see_own_addresses(pair: PairConfig, node: str) -> None:
+    """See that the addresses which the pair's file gives `node` are this host's.
+
+    A host file that was copied without changing `node` would make this host the other one.
+
+    :raises StartError: if they are not.
+    """
+    addresses = pair.nodes[node]
+    for host in (addresses.channel.host, addresses.heartbeat.host):
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.bind((host, 0))
+            except OSError as error:
+                raise StartError(
+                    f"pair {pair.name} says that {node} has the address {host}, and this host has "
+                    f"not ({error.strerror}): is `node` in the host file right?"
+                ) from error
+
+
 async def _ip(commands: list[str]) -> None:
     """Run commands of `ip` in one batch."""
     try:
-        process = await asyncio.create_subprocess_exec(
-            "ip", "-batch", "-", stdin=-1, stdout=-1, stderr=-1
-        )
+        answer = await ask(("ip", "-batch", "-"), "\n".join(commands), IP_S)
+    except TimeoutError:
+        raise LaunchError(f"ip did not end within {IP_S:g} s") from None
     except OSError as error:
         raise LaunchError(f"ip (package iproute2): {error.strerror}") from error
-    try:
-        async with asyncio.timeout(IP_S):
-            _, complaint = await process.communicate("\n".join(commands).encode())
-    except TimeoutError:
-        process.kill()
-        raise LaunchError(f"ip did not end within {IP_S:g} s") from None
-    if process.returncode:
-        reason = " ".join(complaint.decode(errors="replace").split())
+    if answer.code:
+        reason = " ".join(answer.complaint.decode(errors="replace").split())
         raise LaunchError(f"cannot set up taps (is CAP_NET_ADMIN missing?): {reason}")

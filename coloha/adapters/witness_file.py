@@ -11,9 +11,11 @@ import contextlib
 import fcntl
 import json
 import os
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,8 +36,7 @@ class FileWitness:
     def __init__(self, directory: Path, timeout_s: float) -> None:
         self._directory = directory
         self._timeout_s = timeout_s
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="witness")
-        self._thread.submit(int).result()  # started now: later, memory may be short
+        self._thread = _Thread("witness")
         self._stuck: Future[object] | None = None
 
     async def read(self, pair: str) -> Record | None:
@@ -50,9 +51,17 @@ class FileWitness:
             lambda: self._swap(pair, expected, new, by, deadline), unknown=True
         )
 
+    async def probe(self, pair: str) -> None:
+        """See that a swap would work here: lock and write, as one does, and leave nothing behind.
+
+        :raises WitnessError: if it would not.
+        """
+        deadline = time.monotonic() + self._timeout_s / 2
+        await self._in_thread(lambda: self._probe(pair, deadline), unknown=False)
+
     async def close(self) -> None:
         """See `Witness.close`."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()
 
     async def _in_thread(self, work: Callable[[], T], *, unknown: bool) -> T:
         if self._stuck is not None and not self._stuck.done():
@@ -95,7 +104,7 @@ class FileWitness:
         try:
             return _record(json.loads(data))
         except (ValueError, TypeError, RecursionError) as error:
-            raise WitnessError(f"{path} is damaged ({error}): restore it from the nodes") from error
+            raise WitnessError(f"{path} is damaged ({error}): see the runbook") from error
 
     def _swap(
         self, pair: str, expected: Record | None, new: Record, by: str, deadline: float
@@ -115,6 +124,17 @@ class FileWitness:
             except OSError as error:
                 raise WitnessError(f"{self._directory}: {error.strerror}") from error
             return new
+
+    def _probe(self, pair: str, deadline: float) -> None:
+        name = f"{pair}.probe"
+        with self._locked(name, deadline):
+            probe = self._directory / f"{name}.json"
+            try:
+                replace_file(probe, b"written by coloha check\n")
+                probe.unlink()
+                probe.with_suffix(".lock").unlink()
+            except (OSError, NotSyncedError) as error:
+                raise WitnessError(f"{self._directory} cannot be written: {error}") from error
 
     @contextlib.contextmanager
     def _locked(self, pair: str, deadline: float) -> Iterator[None]:
@@ -137,6 +157,45 @@ class FileWitness:
             yield
         finally:
             os.close(descriptor)
+
+
+class _Thread:
+    """Does one thing after the other; started at once, since later memory may be short.
+
+    An executor's threads keep the process from ending, which a hanging file system must not.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = (
+            queue.SimpleQueue()
+        )
+        self._closed = False
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Have `work` done."""
+        future: Future[T] = Future()
+        self._waiting.put((future, work))
+        return future
+
+    def close(self) -> None:
+        """Do nothing further."""
+        self._closed = True
+        self.submit(int)
+
+    def _run(self) -> None:
+        while True:
+            future, work = self._waiting.get()
+            if self._closed:
+                return
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                result = work()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(result)
 
 
 def _ignore(answer: asyncio.Future[Any]) -> None:

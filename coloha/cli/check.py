@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coloha import config
+from coloha.adapters.network import see_own_addresses
 from coloha.adapters.witness import WitnessError
 from coloha.adapters.witness_file import FileWitness
 from coloha.cli import exits
 from coloha.config import Config, PairConfig
-from coloha.errors import LaunchError
+from coloha.errors import LaunchError, StartError
 from coloha.qemu import command_line, versions
 from coloha.qemu.probe import probe
 from coloha.qemu.process import ChildLauncher
@@ -49,6 +50,7 @@ def _findings(loaded: Config, pair: PairConfig) -> Iterator[Finding]:
     yield from _qemu(pair)
     yield _memory(loaded, pair)
     yield from _interfaces(pair)
+    yield _addresses(loaded, pair)
     yield asyncio.run(_witness(pair))
 
 
@@ -71,7 +73,8 @@ def _qemu(pair: PairConfig) -> Iterator[Finding]:
         )
     elif not refused:
         path = "on" if versions.needs_return_path(found.version) else "off"
-        yield True, f"QEMU {version}, COLO built in, return-path {path}"
+        tests_only = "; TCG is for tests only" if vm.accelerator == "tcg" else ""
+        yield True, f"QEMU {version}, COLO built in, return-path {path}{tests_only}"
 
 
 def _memory(loaded: Config, pair: PairConfig) -> Finding:
@@ -100,10 +103,19 @@ def _interfaces(pair: PairConfig) -> Iterator[Finding]:
         yield good, f"NIC {index} on {kind} {name}{advice}"
 
 
+def _addresses(loaded: Config, pair: PairConfig) -> Finding:
+    try:
+        see_own_addresses(pair, loaded.host.node)
+    except StartError as error:
+        return False, str(error)
+    return True, f"this host is {loaded.host.node}: its addresses are here"
+
+
 async def _witness(pair: PairConfig) -> Finding:
     witness = FileWitness(pair.witness.directory, pair.witness.timeout)
     try:
         record = await witness.read(pair.name)
+        await witness.probe(pair.name)
     except WitnessError as error:
         return False, f"witness: {error}"
     finally:

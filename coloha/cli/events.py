@@ -1,6 +1,7 @@
 """`coloha events`: what happened on this node."""
 
 import argparse
+import contextlib
 import json
 from typing import Any
 
@@ -23,13 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Print the events."""
-    client = ControlClient(config.load(arguments.config).host.control_socket)
-    answer = client.ask("events", follow=arguments.follow)
-    while "end" not in answer:
-        event = answer["ok"]
-        if arguments.pair in (None, event["pair"]):
-            print(json.dumps(event) if arguments.json else _line(event), flush=True)
-        answer = client.next(timeout_s=None)
+    control_socket = config.load(arguments.config).host.control_socket
+    with contextlib.closing(ControlClient(control_socket)) as client:
+        answer = client.ask("events", follow=arguments.follow)
+        while "end" not in answer:
+            event = answer["ok"]
+            if arguments.pair in (None, event["pair"]):
+                print(json.dumps(event) if arguments.json else _line(event), flush=True)
+            answer = client.next(timeout_s=None)
     return exits.OK
 
 

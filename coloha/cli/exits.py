@@ -1,4 +1,4 @@
-"""Exit codes, documented in the help of each verb and in docs/cli.md."""
+"""Exit codes, documented in the help of each verb and in README.md."""
 
 OK = 0
 FAILED = 1

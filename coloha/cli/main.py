@@ -1,6 +1,7 @@
 """`coloha`: parse the command line, run one verb."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -51,6 +52,18 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run `coloha` with these arguments and return the exit code."""
+    try:
+        try:
+            return _call(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader of our output went away: nothing is left to say, at the interpreter's end too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return exits.OK
+
+
+def _call(argv: list[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         code = arguments.call(arguments)
@@ -60,9 +73,6 @@ def main(argv: list[str] | None = None) -> int:
     except ColohaError as error:
         print(f"coloha: {error}", file=sys.stderr)
         return exits.FAILED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output went away: nothing is left to say
-        return exits.OK
     except KeyboardInterrupt:
         return 130
     assert isinstance(code, int)

@@ -1,6 +1,7 @@
 """`coloha start`: start a VM that its guest has shut down, or a pair that is halted."""
 
 import argparse
+import contextlib
 
 from coloha import config
 from coloha.adapters.control import ControlClient
@@ -18,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Ask the daemon."""
-    client = ControlClient(config.load(arguments.config).host.control_socket)
-    client.ask("start", pair=arguments.pair)
+    control_socket = config.load(arguments.config).host.control_socket
+    with contextlib.closing(ControlClient(control_socket)) as client:
+        client.ask("start", pair=arguments.pair)
     print(f"{arguments.pair}: starting (coloha status --watch shows how it goes)")
     return exits.OK

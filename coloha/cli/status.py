@@ -1,6 +1,7 @@
 """`coloha status`: how the pairs of this node are."""
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -36,9 +37,8 @@ def call(arguments: argparse.Namespace) -> int:
     socket_path = config.load(arguments.config).host.control_socket
     colours = sys.stdout.isatty()
     while True:
-        client = ControlClient(socket_path)
-        status = client.ask("status")["ok"]
-        client.close()
+        with contextlib.closing(ControlClient(socket_path)) as client:
+            status = client.ask("status")["ok"]
         if arguments.pair is not None:
             status["pairs"] = [p for p in status["pairs"] if p["pair"] == arguments.pair]
             if not status["pairs"]:
@@ -83,7 +83,7 @@ def _pair(pair: dict[str, Any], colours: bool) -> Iterator[str]:
         yield f"  output        {_output(pair)}"
     if pair["loaded"] is not None:
         yield f"  checkpoints   {pair['loaded']} loaded"
-    yield f"  heartbeat     {pair['peer']} heard {_time(pair['heartbeat_age_s'])} ago"
+    yield f"  heartbeat     {pair['peer']} {_heard(pair['heartbeat_age_s'])}"
     if pair["witness_error"]:
         yield f"  witness       UNREACHABLE: {pair['witness_error']}"
     qemu = pair["qemu"]
@@ -95,6 +95,10 @@ def _output(pair: dict[str, Any]) -> str:
     if pair["held_age_s"] is None:
         return "open"
     return f"held until committed, oldest {_time(pair['held_age_s'])}"
+
+
+def _heard(age_s: float | None) -> str:
+    return "not heard yet" if age_s is None else f"heard {_time(age_s)} ago"
 
 
 def _time(seconds: float | None) -> str:

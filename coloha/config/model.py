@@ -309,13 +309,13 @@ class Checkpoint(Section):
         description="How output waits for its checkpoint. `buffer` holds every packet until the"
         " secondary has the state that it came from.",
     )
-    period: Annotated[Seconds, seconds_between("5ms", "10s")] = Field(
+    period: Annotated[Seconds, seconds_between("5ms", "2s")] = Field(
         default=as_written("50ms"),
         json_schema_extra=LIVE,
         description="Time between two checkpoints. Clients wait about this long for every answer;"
         " shorten it for latency, lengthen it to give the guest more of the CPU and the network.",
     )
-    stall_timeout: Annotated[Seconds, seconds_between("20ms", "10m")] = Field(
+    stall_timeout: Annotated[Seconds, seconds_between("200ms", "10m")] = Field(
         default=as_written("3s"),
         description="Without a commit for this long, the primary ends protection and goes on"
         " alone. Clients wait this long at worst when the secondary hangs. At least 4 periods;"

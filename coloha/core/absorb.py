@@ -30,6 +30,7 @@ from coloha.core.events import (
     WitnessFailed,
 )
 from coloha.core.phases import Phase
+from coloha.core.record import Record
 
 
 def _started(c: Context, event: Started) -> None:
@@ -68,8 +69,20 @@ def _record_read(c: Context, event: RecordRead) -> None:
         # An unmounted folder looks like this. It must never be taken for a fresh start.
         _witness_failed(c, WitnessFailed("it has no record of this pair any more: is it mounted?"))
         return
+    if _is_older(c, event.record):
+        _witness_failed(c, WitnessFailed("its record is old: was it restored from a backup?"))
+        return
     _answered(c)
     c.record = event.record
+
+
+def _is_older(c: Context, record: Record | None) -> bool:
+    """Whether this node has seen a later generation of the same life than `record`."""
+    return (
+        record is not None
+        and record.lineage == c.durable.lineage
+        and record.generation < c.durable.generation
+    )
 
 
 def _swap_done(c: Context, event: SwapDone) -> None:
@@ -189,8 +202,6 @@ def _start_requested(c: Context, event: StartRequested) -> None:
     del event
     if c.phase is Phase.OFF:
         c.persist(replace(c.durable, off=False))
-    elif c.phase is Phase.HALTED:
-        c.go(Phase.INIT)
 
 
 _ABSORBERS: dict[type, Callable[[Context, Any], None]] = {

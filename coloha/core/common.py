@@ -4,11 +4,12 @@ from dataclasses import replace
 
 from coloha.core.actions import DropChannel, Kill, Launch, Script, Severity
 from coloha.core.context import Context
-from coloha.core.events import Adopted, ColoMode, Role, Run, ScriptDone
+from coloha.core.events import Adopted, ColoMode, Failure, Role, Run, ScriptDone
 from coloha.core.phases import Phase
 from coloha.core.record import first_record
 
 KILL_AGAIN_S = 1.0
+INSIST_AGAIN_S = 0.5
 ADOPT_TIMEOUT_S = 5.0
 SHUTDOWN_S = 5.0
 
@@ -43,12 +44,23 @@ def _halt(c: Context, reason: str) -> None:
 
 
 def _begin(c: Context) -> None:
-    """There has never been a record: the first primary makes it, the other node waits for it."""
-    if c.s.first:
+    """There has never been a record: the first primary makes it, the other node waits for it.
+
+    A node that lost its state file, and whose witness is not mounted, must not take that for the
+    beginning: so the other node is listened to first.
+    """
+    listened_at = c.phase_since + c.detector.detection_s
+    if not c.s.first:
+        c.go(Phase.STANDBY)
+    elif c.peer is not None and c.peer.generation > 0:
+        c.trouble = f"{c.s.peer} knows a record, the witness here does not: is it mounted?"
+        c.wait("the witness")
+        c.hint()
+    elif c.peer is None and c.now < listened_at:
+        c.wait(f"{c.s.peer} to be heard", listened_at)
+    else:
         c.wait("the witness")
         c.swap_record(first_record(f"{c.s.incarnation:x}", c.s.me))
-    else:
-        c.go(Phase.STANDBY)
 
 
 def _without_qemu(c: Context) -> None:
@@ -133,6 +145,9 @@ def _adopted(c: Context, colo: ColoMode) -> None:
         c.go(Phase.CLAIM)
     elif record.primary == c.s.me:
         c.session = None if c.owned else c.durable.asked
+        c.held_since = c.now if colo is ColoMode.PRIMARY else None
+        if c.owned:
+            c.enter_generation()  # the daemon before may have died between our swap and this
         c.go(Phase.LEAVE if c.owned else Phase.DEFEND)
     else:
         c.go(Phase.FOLLOW if colo is ColoMode.SECONDARY else Phase.KILL)
@@ -148,6 +163,7 @@ def standby(c: Context) -> None:
         c.hint()
     if c.invited is None:
         c.wait(f"an invitation from {c.s.peer}")
+        c.watch_record()
         return
     if c.read_at is None or c.read_at < c.invited_at:
         c.wait("the witness")
@@ -170,6 +186,7 @@ def _answer_invitation(c: Context) -> None:
         refuse(c, invited.session, "this session is over")
     else:
         c.session = invited.session
+        c.durable = replace(c.durable, off=False)  # the VM runs: written along with the generation
         c.enter_generation()
         launch(c, Role.SECONDARY, invited.session)
         c.go(Phase.PREPARE)
@@ -191,6 +208,29 @@ def launch(c: Context, role: Role, session: int | None) -> None:
     c.colo_exited = False
     c.copy_bad = None
     c.actions.append(Launch(c.run))
+
+
+def insist(c: Context, script: Script, timeout_s: float, tries: int | None) -> bool:
+    """Run a script until it succeeds, then return True; after `tries` failures, kill QEMU.
+
+    For scripts without which the VM serves nobody: one that is booted anew does. A QEMU that is
+    merely slow to answer is never killed, since it is the only copy of the VM.
+    """
+    outcome = c.finished(script)
+    if isinstance(outcome, ScriptDone):
+        return True
+    if outcome is not None:
+        c.tries += outcome.failure is not Failure.SILENT
+        c.again_at = c.now + INSIST_AGAIN_S
+        c.tell(f"{script}-failed", f"{script}: {outcome.reason}", Severity.ERROR)
+        if tries is not None and c.tries >= tries:
+            c.go(Phase.KILL)
+            return False
+    idle = c.script is None or c.script.script is not script
+    if idle and c.now >= c.again_at:
+        c.start(script, timeout_s)
+    c.wait("QEMU to end COLO", c.again_at if idle else None)
+    return False
 
 
 def kill(c: Context) -> None:

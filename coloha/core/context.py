@@ -34,6 +34,9 @@ REREAD_S = 0.2
 """Shortest time between two reads of the record that are only prompted by a hint."""
 
 
+WATCH_S = 10.0
+"""How often the record is read although nothing suggests that it changed."""
+
 WITNESS_AGAIN_S = 1.0
 """Longest time between two questions to a witness that does not answer."""
 
@@ -59,7 +62,6 @@ class Settings:
     stall_timeout_s: float = 3.0
     interval_s: float = 0.1
     misses: int = 5
-    invite_timeout_s: float = 30.0
     sync_timeout_s: float = 600.0
     cold_start_after_s: float = 30.0
     retry_min_s: float = 0.5
@@ -266,6 +268,14 @@ class Context:
         """Read the record soon: something suggests that it is no longer what we know."""
         due = REREAD_S + (self.read_at if self.read_at is not None else float("-inf"))
         if self.now >= due:
+            self.read_record()
+        else:
+            self.wake(due)
+
+    def watch_record(self) -> None:
+        """Read the record now and then: a witness that fails must be known before it is needed."""
+        due = WATCH_S + (self.read_at if self.read_at is not None else self.phase_since)
+        if self.doubt or self.now >= due:
             self.read_record()
         else:
             self.wake(due)

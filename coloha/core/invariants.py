@@ -21,6 +21,8 @@ def check(c: Context) -> None:
             raise InvariantError(f"{action}: {problem}")
     if c.phase in SPEAKING and not (c.owned or c.guarded or _asking_for_protection(c)):
         raise InvariantError(f"{c.phase} under {c.record}")
+    if c.phase in SPEAKING and c.record and c.record.generation != c.durable.generation:
+        raise InvariantError(f"{c.phase} in {c.durable.generation} under {c.record}")
 
 
 def _asking_for_protection(c: Context) -> bool:

@@ -51,7 +51,7 @@ _ACT: dict[Phase, Callable[[Context], None]] = {
     Phase.HALTED: common.halted,
 }
 
-_UNHURRIED = frozenset({Phase.INIT, Phase.KILL, Phase.HALTED})
+_UNHURRIED = frozenset({Phase.KILL, Phase.HALTED})
 """Phases that being overtaken does not change."""
 
 _MAY_SWITCH_OFF = frozenset(

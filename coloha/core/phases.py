@@ -55,19 +55,17 @@ _P = Phase
 
 TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     _P.INIT: frozenset({_P.ADOPT, _P.STANDBY, _P.BOOT, _P.YIELDED, _P.KILL, _P.OFF, _P.HALTED}),
-    _P.ADOPT: frozenset(
-        {_P.LEAVE, _P.PROTECTED, _P.FOLLOW, _P.CLAIM, _P.DEFEND, _P.KILL, _P.INIT, _P.HALTED}
-    ),
-    _P.STANDBY: frozenset({_P.PREPARE, _P.BOOT, _P.HALTED}),
+    _P.ADOPT: frozenset({_P.LEAVE, _P.PROTECTED, _P.FOLLOW, _P.CLAIM, _P.DEFEND, _P.KILL, _P.INIT}),
+    _P.STANDBY: frozenset({_P.PREPARE, _P.BOOT}),
     _P.BOOT: frozenset({_P.SOLO, _P.KILL, _P.STANDBY, _P.OFF}),
-    _P.SOLO: frozenset({_P.INVITE, _P.BOOT, _P.KILL, _P.OFF}),
+    _P.SOLO: frozenset({_P.INVITE, _P.ADOPT, _P.BOOT, _P.KILL, _P.OFF}),
     _P.INVITE: frozenset({_P.SYNC, _P.SOLO, _P.BOOT, _P.KILL, _P.OFF}),
     _P.SYNC: frozenset({_P.ARM, _P.LEAVE, _P.BOOT, _P.KILL, _P.OFF}),
     _P.ARM: frozenset({_P.PROTECTED, _P.LEAVE, _P.DEFEND, _P.YIELDED, _P.BOOT, _P.KILL, _P.OFF}),
     _P.PROTECTED: frozenset({_P.DEFEND, _P.YIELDED, _P.KILL, _P.OFF}),
     _P.DEFEND: frozenset({_P.LEAVE, _P.PROTECTED, _P.YIELDED, _P.BOOT, _P.KILL, _P.OFF}),
     _P.LEAVE: frozenset({_P.SOLO, _P.BOOT, _P.KILL, _P.OFF}),
-    _P.YIELDED: frozenset({_P.STANDBY, _P.BOOT, _P.HALTED}),
+    _P.YIELDED: frozenset({_P.STANDBY, _P.BOOT}),
     _P.PREPARE: frozenset({_P.LOAD, _P.KILL, _P.STANDBY}),
     _P.LOAD: frozenset({_P.FOLLOW, _P.KILL, _P.STANDBY}),
     _P.FOLLOW: frozenset({_P.CLAIM, _P.KILL, _P.STANDBY}),
@@ -75,7 +73,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     _P.PROMOTE: frozenset({_P.SOLO, _P.KILL, _P.BOOT}),
     _P.KILL: frozenset({_P.INIT}),
     _P.OFF: frozenset({_P.BOOT, _P.STANDBY, _P.KILL}),
-    _P.HALTED: frozenset({_P.INIT}),
+    _P.HALTED: frozenset(),
 }
 
 SPEAKING = frozenset({_P.SOLO, _P.INVITE, _P.SYNC, _P.LEAVE, _P.ARM, _P.PROTECTED})

@@ -3,12 +3,14 @@
 from dataclasses import replace
 
 from coloha.core.actions import Invite, Script, Severity
-from coloha.core.common import launch
+from coloha.core.common import insist, launch
 from coloha.core.context import Context
 from coloha.core.events import Committed, Failure, Kept, Role, ScriptDone, ScriptFailed
 from coloha.core.phases import Phase
 
 ARM_TIMEOUT_S = 5.0
+COMMITS = 2
+"""Before a secondary may take over: the first checkpoint of a session may be faulty (ADR 9)."""
 LEAVE_TIMEOUT_S = 5.0
 LEAVE_TRIES = 12
 YIELD_REREAD_S = 1.0
@@ -53,11 +55,15 @@ def solo(c: Context) -> None:
     if _gone(c):
         return
     c.session = None
+    c.watch_record()
     peer = c.heard
-    if not _answers(c):
+    outcome = c.finished(Script.CHECK)
+    if isinstance(outcome, ScriptFailed) and outcome.failure is Failure.LOST:
+        c.go(Phase.ADOPT)  # the monitor closed while QEMU lives: connect to it anew
+    elif not _answers(c, outcome):
         c.wait("QEMU to answer")
     elif peer is None:
-        c.trouble = f"{c.s.peer} is silent"
+        c.trouble = _silence(c)
         c.wait(f"{c.s.peer} to be heard")
     elif peer.phase is not Phase.STANDBY:
         c.trouble = c.trouble or f"{c.s.peer} is in phase {peer.phase}"
@@ -77,12 +83,11 @@ def solo(c: Context) -> None:
         c.go(Phase.INVITE)
 
 
-def _answers(c: Context) -> bool:
+def _answers(c: Context, outcome: ScriptDone | ScriptFailed | None) -> bool:
     """Look after the lonely QEMU once a second; return whether it answers.
 
     One that does not is told, never killed: there is no other copy of the VM.
     """
-    outcome = c.finished(Script.CHECK)
     if isinstance(outcome, ScriptFailed) and c.trouble != HUNG:
         c.trouble = HUNG
         c.tell("hung", f"{HUNG}; it is left alone, since it is the only copy", Severity.ERROR)
@@ -128,6 +133,8 @@ def sync(c: Context) -> None:
     elif isinstance(outcome, ScriptDone):
         c.start(Script.ARM, ARM_TIMEOUT_S)
         c.committed = 0
+        c.kept = 0
+        c.pause_s = None
         c.committed_at = c.now
         c.held_since = c.now
         c.releasable = False
@@ -147,7 +154,7 @@ def _partner_lost(c: Context) -> str | None:
     if c.peer_gave_up:
         return f"{c.s.peer} lost its copy"
     if c.silent:
-        return f"{c.s.peer} is silent"
+        return _silence(c)
     peer = c.heard
     if peer is None:
         return None
@@ -159,6 +166,10 @@ def _partner_lost(c: Context) -> str | None:
     return f"{c.s.peer} no longer follows" if settled or late else None
 
 
+def _silence(c: Context) -> str:
+    return f"{c.s.peer} is silent"
+
+
 def _epoch_over(c: Context) -> str | None:
     """Take in what a finished script says; return why the epochs cannot go on, or None."""
     if c.outcome is None:
@@ -168,9 +179,7 @@ def _epoch_over(c: Context) -> str | None:
     if script is Script.EPOCH:
         c.pacing.end(c.now)
     if isinstance(outcome, ScriptFailed):
-        if outcome.failure in (Failure.SILENT, Failure.LOST):
-            return HUNG
-        return outcome.reason
+        return HUNG if outcome.failure in (Failure.SILENT, Failure.LOST) else outcome.reason
     if script is Script.RELEASE:
         c.held_since = c.now
     elif isinstance(outcome.result, Committed):
@@ -228,17 +237,22 @@ def arm(c: Context) -> None:
         c.protect_backoff.reset()
         c.tell("protected", f"{c.s.peer} follows and may take over")
         c.go(Phase.PROTECTED)
-    elif broken == HUNG:
-        c.go(Phase.KILL)
+    elif broken == HUNG and c.durable.asked == c.session and c.peer_can_take_over:
+        _kill_hung(c)
     elif broken is not None:
         _not_now(c, broken)
         c.go(Phase.LEAVE if c.owned else Phase.DEFEND)
-    elif c.committed == 0:
-        c.wait("the first commit")
+    elif c.committed < COMMITS:
+        c.wait(f"{COMMITS} commits")
     elif not c.peer_can_take_over:
         c.wait(f"{c.s.peer} to say that it follows")
     else:
         _ask_for_protection(c)
+
+
+def _kill_hung(c: Context) -> None:
+    c.tell("hung", f"{HUNG}: it is killed, {c.s.peer} may take over", Severity.ERROR)
+    c.go(Phase.KILL)
 
 
 def _ask_for_protection(c: Context) -> None:
@@ -256,14 +270,15 @@ def protected(c: Context) -> None:
         c.tell("yielded", f"{c.s.peer} may take over at once", Severity.WARNING)
         c.go(Phase.YIELDED)
         return
-    broken = _epochs(c)
+    c.watch_record()
+    # A swap of unknown outcome may have been made after all.
+    broken = _epochs(c) if c.guarded else "the record says that there is no secondary"
     if broken is None:
         c.wait("the next epoch")
         return
     c.trouble = broken
     if broken == HUNG and c.peer_can_take_over:
-        c.tell("hung", f"{HUNG}: it is killed, {c.s.peer} may take over", Severity.ERROR)
-        c.go(Phase.KILL)
+        _kill_hung(c)
     else:
         c.tell("unprotected", broken, Severity.WARNING)
         c.go(Phase.DEFEND)
@@ -285,8 +300,7 @@ def defend(c: Context) -> None:
         c.go(Phase.KILL)
     elif isinstance(outcome, ScriptFailed) and c.peer_can_take_over:
         c.trouble = HUNG
-        c.tell("hung", f"{HUNG}: it is killed", Severity.ERROR)
-        c.go(Phase.KILL)
+        _kill_hung(c)
     elif outcome is None and not c.checked:
         c.wait("QEMU to answer")
         if c.script is None or c.script.script is not Script.CHECK:
@@ -303,12 +317,15 @@ def defend(c: Context) -> None:
 
 
 def _recovered(c: Context) -> bool:
-    """Whether what broke was only a silence, and it is over with nothing decided."""
+    """Whether what broke was only a silence, and it is over with nothing decided.
+
+    A swap of ours whose outcome is unknown decides nothing that matters here: if it was made,
+    nobody else can take over, and the output goes commit by commit until we learn of it.
+    """
     return (
         c.guarded
-        and c.trouble == f"{c.s.peer} is silent"
+        and c.trouble == _silence(c)
         and c.asking is None
-        and not c.doubt
         and not c.colo_exited
         and c.peer_can_take_over
         and c.now < c.pulse.lease_until()
@@ -319,23 +336,13 @@ def leave(c: Context) -> None:
     """End COLO, open the output. The generation is ours alone: nothing can be forgotten now."""
     if _gone(c):
         return
-    outcome = c.finished(Script.LEAVE_COLO)
-    if isinstance(outcome, ScriptDone):
+    tries = LEAVE_TRIES if c.held_since is not None else None  # else clients hear the guest
+    if insist(c, Script.LEAVE_COLO, LEAVE_TIMEOUT_S, tries):
         c.session = None
         c.colo_exited = False
         c.held_since = None
         c.tell("solo", "the VM runs on this node alone", Severity.WARNING)
         c.go(Phase.SOLO)
-        return
-    if isinstance(outcome, ScriptFailed):
-        c.tries += 1
-        c.tell("leave-failed", f"could not end COLO: {outcome.reason}", Severity.ERROR)
-        if c.tries >= LEAVE_TRIES:
-            c.go(Phase.KILL)  # it serves nobody as it is: a VM booted anew does
-            return
-    if c.script is None or c.script.script is not Script.LEAVE_COLO:
-        c.start(Script.LEAVE_COLO, LEAVE_TIMEOUT_S)
-    c.wait("QEMU to end COLO")
 
 
 def yielded(c: Context) -> None:

@@ -1,7 +1,7 @@
 """Phases of the node that follows, up to the moment when it speaks."""
 
 from coloha.core.actions import Admit, DropChannel, Script, Severity
-from coloha.core.common import refuse
+from coloha.core.common import insist, refuse
 from coloha.core.context import Context
 from coloha.core.events import ScriptDone, ScriptFailed
 from coloha.core.phases import Phase
@@ -113,6 +113,7 @@ def follow(c: Context) -> None:
             c.go(Phase.KILL)
             return
         c.hint()
+    c.watch_record()
     c.wait(f"{c.s.peer}'s checkpoints", c.again_at)
 
 
@@ -121,7 +122,8 @@ def claim(c: Context) -> None:
     record = c.record
     assert record is not None
     if c.run is None:
-        c.session = None if not c.owned else c.session
+        if not c.owned:
+            c.session = None
         c.go(Phase.BOOT if c.owned else Phase.STANDBY)
     elif c.copy_bad is not None:
         c.go(Phase.KILL)
@@ -129,7 +131,6 @@ def claim(c: Context) -> None:
         c.own()
         if _primary_gone(c):
             c.tell("claimed", f"{c.s.peer} is gone: this node takes over", Severity.WARNING)
-            c.start(Script.PROMOTE, PROMOTE_TIMEOUT_S)
             c.go(Phase.PROMOTE)
         else:
             c.wait(f"{c.s.peer} to stop")
@@ -158,24 +159,11 @@ def promote(c: Context) -> None:
     if c.run is None:
         c.session = None
         c.go(Phase.BOOT)
-        return
-    if c.copy_bad is not None:
+    elif c.copy_bad is not None:
         c.go(Phase.KILL)
-        return
-    outcome = c.finished(Script.PROMOTE)
-    if isinstance(outcome, ScriptDone):
+    elif insist(c, Script.PROMOTE, PROMOTE_TIMEOUT_S, PROMOTE_TRIES):
         c.session = None
         c.colo_exited = False
         c.trouble = None
         c.tell("promoted", "the VM runs on this node now", Severity.WARNING)
         c.go(Phase.SOLO)
-        return
-    if isinstance(outcome, ScriptFailed):
-        c.tries += 1
-        c.tell("promote-failed", f"could not promote: {outcome.reason}", Severity.ERROR)
-        if c.tries >= PROMOTE_TRIES:
-            c.go(Phase.KILL)
-            return
-    if c.script is None or c.script.script is not Script.PROMOTE:
-        c.start(Script.PROMOTE, PROMOTE_TIMEOUT_S)
-    c.wait("QEMU to end COLO")

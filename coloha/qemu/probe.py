@@ -1,11 +1,11 @@
 """Looks at a QEMU program before any VM depends on it."""
 
-import asyncio
 import contextlib
 import json
 import shutil
 from dataclasses import dataclass
 
+from coloha.ask import ask
 from coloha.errors import LaunchError
 from coloha.qemu import versions
 from coloha.qemu.versions import Version
@@ -32,26 +32,19 @@ async def probe(program: str, accelerator: str) -> Probe:
         *(program, "-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", f"none,accel={accelerator}", "-qmp", "stdio"),
     )
-    try:
-        process = await asyncio.create_subprocess_exec(*argv, stdin=-1, stdout=-1, stderr=-1)
-    except OSError as error:
-        raise LaunchError(f"{program} cannot be started: {error.strerror}") from error
     commands = ("qmp_capabilities", "query-version", "query-migrate-capabilities", "quit")
     text = "".join(json.dumps({"execute": command, "id": command}) for command in commands)
     try:
-        async with asyncio.timeout(PROBE_S):
-            output, complaint = await process.communicate(text.encode())
+        answer = await ask(argv, text, PROBE_S)
     except TimeoutError:
         raise LaunchError(f"{program} did not answer within {PROBE_S:g} s") from None
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
-    replies = _replies(output)
+    except OSError as error:
+        raise LaunchError(f"{program} cannot be started: {error.strerror}") from error
+    replies = _replies(answer.output)
     try:
         version = versions.parse(replies.get("query-version"))
     except ValueError:
-        reason = complaint.decode(errors="replace").strip() or "it said nothing of use"
+        reason = answer.complaint.decode(errors="replace").strip() or "it said nothing of use"
         raise LaunchError(f"{program} with accelerator {accelerator}: {reason}") from None
     capabilities = replies.get("query-migrate-capabilities") or []
     assert isinstance(capabilities, list)

@@ -59,6 +59,8 @@ class Process:
     def watch_threads(self) -> None:
         """Watch the threads there are now, so that `on_gone` comes as early as can be."""
         assert self._loop is not None
+        if self._pidfd < 0:
+            return  # its number may belong to another process by now
         try:
             for entry in Path(f"/proc/{self.pid}/task").iterdir():
                 with contextlib.suppress(ProcessLookupError):
@@ -176,6 +178,9 @@ class ChildLauncher:
             )
         except OSError as error:
             raise LaunchError(f"cannot start {argv[0]}: {error.strerror}") from error
+        with contextlib.suppress(OSError):
+            # The daemon's own protection from the OOM killer is not for QEMU, which is the biggest.
+            Path(f"/proc/{pid}/oom_score_adj").write_text("0")
         return Process(pid, os.pidfd_open(pid), child=True)
 
     def find(self, prefix: str) -> list[tuple[Process, list[str]]]:

@@ -40,8 +40,8 @@ SETTLE_ROUNDS = 5
 class _Client(QMPClient):
     """A connection that hands each message on as it comes, and keeps none."""
 
-    def __init__(self, name: str, receive: Callable[[RawMessage], None]) -> None:
-        super().__init__(name)
+    def __init__(self, receive: Callable[[RawMessage], None]) -> None:
+        super().__init__()  # without a name: the library would keep a logger for each one, for ever
         self._receive = receive
         self._issued = 0
         self.socket: socket.socket | None = None
@@ -114,8 +114,9 @@ class Monitor:
 
     def __init__(self, name: str, on_event: Callable[[Message], None]) -> None:
         """Events go to `on_event`, in wire order."""
-        self._main = _Client(name, self._receive)
-        self._oob = _Client(f"{name}-oob", _ignore)
+        self._name = name
+        self._main = _Client(self._receive)
+        self._oob = _Client(_ignore)
         self._on_event = on_event
         self._tape: Tape | None = None
         self._names: dict[str, str] = {}
@@ -143,7 +144,7 @@ class Monitor:
                 f"QEMU did not answer on {main} within {deadline_s:g} s: another client may hold "
                 "its monitor, or it hangs"
             ) from None
-        watcher = asyncio.create_task(self._watch(self._main), name=f"{self._main.name}-watch")
+        watcher = asyncio.create_task(self._watch(self._main), name=f"{self._name}-watch")
         self._watchers = [watcher]
 
     async def _open(self, client: _Client, path: Path, alive: Callable[[], bool]) -> None:

@@ -87,10 +87,15 @@ RETURN_PATH_SINCE: Version = (11, 0, 0)
 """From here on x-colo requires the capability return-path; before, return-path breaks COLO."""
 
 
+def text(version: Version) -> str:
+    """Return a version as people write it."""
+    return ".".join(map(str, version))
+
+
 def problems(version: Version, traits: Traits) -> list[str]:
     """Return why a QEMU of `version` must not run this VM under COLO; empty if it may."""
     return [
-        f"QEMU {'.'.join(map(str, version))} {rule.problem}: {rule.advice}"
+        f"QEMU {text(version)} {rule.problem}: {rule.advice}"
         for rule in RULES
         if rule.first <= version < rule.below and rule.applies(traits)
     ]
@@ -99,6 +104,20 @@ def problems(version: Version, traits: Traits) -> list[str]:
 def needs_return_path(version: Version) -> bool:
     """Return whether the capability return-path must be set along with x-colo."""
     return version >= RETURN_PATH_SINCE
+
+
+def misfit(primary: Version, secondary: Version) -> str | None:
+    """Return why a secondary of one version cannot follow a primary of another; None if it can.
+
+    Other differences are QEMU's to judge when it loads the first copy.
+    """
+    if needs_return_path(primary) == needs_return_path(secondary):
+        return None
+    since = text(RETURN_PATH_SINCE)
+    return (
+        f"the primary runs QEMU {text(primary)}, the secondary {text(secondary)}, and COLO of "
+        f"{since} and newer does not understand older ones: install the same version on both"
+    )
 
 
 def parse(reply: object) -> Version:

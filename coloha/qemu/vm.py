@@ -66,6 +66,8 @@ class Vm:
         """Checkpoints that this QEMU has loaded as secondary, since the daemon watches it."""
         self.dead = asyncio.Event()
         """Nothing is left of the process: its taps and sockets are free."""
+        self.version: versions.Version | None = None
+        """Of QEMU, once it has answered."""
         self.quiet = False
         """Post nothing more."""
         self._netdevs = netdevs
@@ -97,13 +99,20 @@ class Vm:
         """When QEMU last said anything, monotonic seconds."""
         return self._monitor.heard_at if self._monitor is not None else None
 
+    @property
+    def lost(self) -> bool:
+        """The monitor was connected, and is no longer."""
+        return self._monitor is not None and self._monitor.lost.is_set()
+
     async def connect(self, deadline_s: float = START_S) -> None:
-        """Connect the monitor and see whether this QEMU may be used.
+        """Connect the monitor, anew if it was lost, and see whether this QEMU may be used.
 
         :raises LaunchError: if it does not answer, or its version is refused.
         """
         if self._monitor is not None:
-            return
+            if not self.lost:
+                return
+            await self._monitor.close()
         monitor = Monitor(self.run.id, self._heard)
         try:
             version = await self._greet(monitor, deadline_s)
@@ -116,6 +125,7 @@ class Vm:
         self._monitor = monitor
         if self._process is not None:
             self._process.watch_threads()
+        self.version = version
         self._plan = Plan(self._netdevs, versions.needs_return_path(version))
 
     async def _greet(self, monitor: Monitor, deadline_s: float) -> versions.Version:

@@ -19,13 +19,14 @@ from coloha import __version__, config
 from coloha.adapters.channel import ChannelServer, Offer
 from coloha.adapters.control import ControlServer
 from coloha.adapters.heartbeat import Heartbeats, Peer
+from coloha.adapters.network import see_own_addresses
 from coloha.adapters.witness import Witness
 from coloha.adapters.witness_file import FileWitness
 from coloha.config import Config, PairConfig, changed_settings, live_settings, read_key
 from coloha.core.actions import Severity
-from coloha.core.events import PeerState, StartRequested
+from coloha.core.events import PeerState
 from coloha.core.wire import Link
-from coloha.errors import ColohaError, ConfigError
+from coloha.errors import ConfigError, StartError
 from coloha.runtime.metrics import Metrics
 from coloha.runtime.occurrences import Occurrence, Occurrences
 from coloha.runtime.pair import PairRuntime, Services
@@ -36,10 +37,6 @@ log = logging.getLogger(__name__)
 
 THREAD_SWITCH_S = 0.001
 """How long a thread may keep the interpreter from the event loop: metrics must not delay epochs."""
-
-
-class StartError(ColohaError):
-    """The daemon cannot start here; the message says what to change."""
 
 
 class Daemon:
@@ -79,7 +76,11 @@ class Daemon:
         self._control = ControlServer(
             {"status": self._status, "events": self._events, "start": self._start}
         )
-        await self._open()
+        try:
+            await self._open()
+        except BaseException:
+            await self._shut(services)
+            raise
         gc.freeze()
         sys.setswitchinterval(THREAD_SWITCH_S)
         self._occurrences.add("-", "daemon-started", Severity.INFO, f"coloha {__version__}", 0)
@@ -150,11 +151,13 @@ class Daemon:
             await self._control.start(host.control_socket)
             if host.metrics is not None:
                 what = host.metrics
-                self._metrics.snapshots = self._snapshots
+                self._metrics.pairs = lambda: [pair.gauges() for pair in self._pairs.values()]
                 self._metrics.rejects = lambda: dict(self._heartbeats.rejected)
                 self._metrics.serve(host.metrics.host, host.metrics.port)
         except OSError as error:
             raise StartError(f"cannot listen on {what}: {error.strerror or error}") from error
+        for pair in self._config.pairs:
+            see_own_addresses(pair, host.node)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -163,6 +166,11 @@ class Daemon:
         for pump in pumps:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
+        self._occurrences.add("-", "daemon-stopped", Severity.INFO, "QEMUs are left running", 0)
+        await self._shut(services)
+
+    async def _shut(self, services: Services) -> None:
+        """Close all that is open."""
         self._heartbeats.stop()
         self._channels.stop()
         self._control.stop()
@@ -171,13 +179,9 @@ class Daemon:
             await witness.close()
         services.store.close()
         self._loader.shutdown(wait=False)
-        self._occurrences.add("-", "daemon-stopped", Severity.INFO, "QEMUs are left running", 0)
         self._occurrences.close()
         if self._lock is not None:
             os.close(self._lock)
-
-    def _snapshots(self) -> list[Any]:
-        return [pair.snapshot for pair in self._pairs.values() if pair.snapshot is not None]
 
     def _reload(self) -> None:
         """Read the configuration again and take over what may change while running."""
@@ -229,8 +233,8 @@ class Daemon:
         if pair is None:
             yield {"error": f"no pair {request.get('pair')!r} on this node"}
             return
-        pair.post(StartRequested())
-        yield {"ok": True}
+        problem = pair.start()
+        yield {"ok": True} if problem is None else {"error": problem}
 
 
 def _states_of(
@@ -258,9 +262,12 @@ def _apply(new: Config, old: Config, pairs: Mapping[str, PairRuntime]) -> Iterat
         if pair.name not in known:
             yield f"pair {pair.name} is new: that needs a restart of the daemon"
             continue
-        changed = changed_settings(pairs[pair.name].config, pair)
+        running = pairs[pair.name].config
+        changed = changed_settings(running, pair)
         live = [path for path in changed if path in live_settings()]
-        later = [path for path in changed if path not in live_settings()]
+        if pair.checkpoint.period * 4 > running.checkpoint.stall_timeout:
+            live = []  # it goes only with the new stall_timeout, which needs a restart
+        later = [path for path in changed if path not in live]
         if live:
             pairs[pair.name].reconfigure(pair)
             yield f"pair {pair.name}: {', '.join(live)} changed"

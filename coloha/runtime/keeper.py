@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 DEATH_S = 5.0
 BURIAL_S = 60.0
 """How long the kernel may take to free the memory of a killed QEMU."""
+TRIM_S = 10.0
+CONSOLE_BYTES = 4 * 1024 * 1024
+"""The guest's console is emptied beyond this: the runtime folder is usually memory."""
 MAX_OFFERS = 4
 KEPT_RUNS = 5
 SECONDARY_MEMORY_FACTOR = 2
@@ -82,11 +86,14 @@ class Keeper:
 
         :raises StoreError: if there are several: only an operator can tell which one counts.
         """
-        found = [
-            (process, run)
-            for process, argv in self._launcher.find(command_line.mark(self._directory))
-            if (run := command_line.run_of(argv, self._directory)) is not None
-        ]
+        self._beside(self._trim())
+        found = []
+        for process, argv in self._launcher.find(command_line.mark(self._directory)):
+            run = command_line.run_of(argv, self._directory)
+            if run is None:  # something else that names our folder
+                process.close()
+            else:
+                found.append((process, run))
         if len(found) > 1:
             pids = ", ".join(str(process.pid) for process, _ in found)
             for process, _ in found:
@@ -97,6 +104,17 @@ class Keeper:
             self.vm.hold(process)
             return run
         return None
+
+    async def _trim(self) -> None:
+        """Keep the guest's console within bounds. QEMU appends to it, so it can be emptied."""
+        while True:
+            await asyncio.sleep(TRIM_S)
+            if self.vm is None:
+                continue
+            console = self.vm.files.console
+            with contextlib.suppress(OSError):
+                if console.stat().st_size > CONSOLE_BYTES:
+                    os.truncate(console, 0)
 
     def _make(self, run: Run) -> Vm:
         files = Files(command_line.directory_of(self._directory, run))
@@ -127,7 +145,7 @@ class Keeper:
 
     async def _last_one_dead(self) -> None:
         """Wait until the QEMU before has let go of its taps."""
-        if self.vm is not None and not self.vm.dead.is_set():
+        if self.vm is not None and self.vm.pid is not None:
             try:
                 async with asyncio.timeout(BURIAL_S):
                     await self.vm.dead.wait()
@@ -146,21 +164,26 @@ class Keeper:
         vm.quiet = True
         vm.kill()
         if vm.pid is not None:
-            with contextlib.suppress(TimeoutError):
+            try:
                 async with asyncio.timeout(DEATH_S):
                     await vm.dead.wait()
+            except TimeoutError:
+                return  # still watched: the next launch waits for its end
         await vm.close()
 
     def kill(self, run: Run) -> None:
         """SIGKILL the QEMU of `run`. Its death posts `QemuExited`."""
-        if self._launching is not None and (self.vm is None or self.vm.pid is None):
+        waiting = self.vm is None or self.vm.run != run or self.vm.pid is None
+        if self._launching is not None and waiting:
             self._launching.cancel()  # not even started
             self._launching = None
             self._post(QemuExited(run, "it was not yet started"))
-        elif self.vm is not None and self.vm.run == run:
+        elif self.vm is not None and self.vm.run == run and self.vm.pid is not None:
             if self._launching is not None:
                 self._launching.cancel()
             self.vm.kill()
+        else:
+            self._post(QemuExited(run, "it runs no longer"))  # it may have died unheard
 
     # Scripts
 
@@ -176,7 +199,8 @@ class Keeper:
             return  # its death is on the way to the machine
         channel = self._channel_for(action)
         try:
-            if action.script is Script.ADOPT:
+            self._see_fit(action, vm)
+            if action.script is Script.ADOPT or (vm.lost and action.script is not Script.CHECK):
                 await vm.connect(action.timeout_s)
             result = await vm.perform(action.script, action.timeout_s, channel)
         except ScriptError as error:
@@ -185,6 +209,17 @@ class Keeper:
             self._post(ScriptFailed(action.number, Failure.SILENT, str(error)))
         else:
             self._post(ScriptDone(action.number, result))
+
+    def _see_fit(self, action: RunScript, vm: Vm) -> None:
+        """See that the secondary's QEMU understands the primary's.
+
+        :raises ScriptError: if it does not.
+        """
+        offer = self._offers.get(action.session) if action.session is not None else None
+        if action.script is Script.ACCEPT_COLO and offer is not None and vm.version is not None:
+            problem = versions.misfit(offer.request.qemu, vm.version)
+            if problem is not None:
+                raise ScriptError(Failure.REFUSED, problem)
 
     def _channel_for(self, action: RunScript) -> socket.socket | None:
         if action.session is None:
@@ -204,7 +239,10 @@ class Keeper:
         self._beside(self._invite(session, generation, timeout_s))
 
     async def _invite(self, session: int, generation: int, timeout_s: float) -> None:
-        request = Request(self._config.name, session, generation, self._config.fingerprint())
+        if self.vm is None or self.vm.version is None:
+            return  # its death is on the way to the machine
+        fingerprint = self._config.fingerprint()
+        request = Request(self._config.name, session, generation, fingerprint, self.vm.version)
         address = self._config.nodes[self._peer].channel
         try:
             connection = await invite(
@@ -242,7 +280,7 @@ class Keeper:
             )
         needed = SECONDARY_MEMORY_FACTOR * self._config.vm.memory
         available = available_memory_bytes()
-        if self.vm is None and available < needed:
+        if (self.vm is None or self.vm.pid is None) and available < needed:
             return (
                 f"{self._host.node} has {available >> 20} MiB of memory available, a secondary "
                 f"needs {needed >> 20} MiB, twice the guest's"

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
@@ -10,16 +11,27 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from coloha import __version__
-from coloha.core.snapshot import Snapshot
 
 PAUSE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 
+@dataclass(frozen=True, slots=True)
+class PairGauges:
+    """What is measured of a pair; `phase` is "failed" if its pump stands still."""
+
+    pair: str
+    phase: str
+    protected: bool
+    generation: int
+    committed: int
+    witness_reachable: bool
+
+
 class Metrics(Collector):
-    """The daemon's metrics. `snapshots` and `rejects` are read by the serving thread."""
+    """The daemon's metrics. `pairs` and `rejects` are read by the serving thread."""
 
     def __init__(self) -> None:
-        self.snapshots: Callable[[], Iterable[Snapshot]] = tuple
+        self.pairs: Callable[[], Iterable[PairGauges]] = tuple
         self.rejects: Callable[[], dict[str, int]] = dict
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -37,21 +49,18 @@ class Metrics(Collector):
             registry=self._registry,
         )
         self._server: WSGIServer | None = None
-        self._thread: threading.Thread | None = None
 
     def serve(self, host: str, port: int) -> None:
         """Serve at http://host:port/metrics.
 
         :raises OSError: if the address cannot be bound.
         """
-        self._server, self._thread = start_http_server(port, host, self._registry)
+        self._server, _ = start_http_server(port, host, self._registry)
 
     def stop(self) -> None:
-        """Serve no more."""
-        if self._server is not None and self._thread is not None:
-            self._server.shutdown()
-            self._thread.join()
-            self._server.server_close()
+        """Serve no more, soon: the serving thread looks up twice a second only."""
+        if self._server is not None:
+            threading.Thread(target=_shut, args=(self._server,), daemon=True).start()
 
     def pause(self, pair: str, seconds: float) -> None:
         """Note the pause of a committed checkpoint."""
@@ -72,10 +81,15 @@ class Metrics(Collector):
         for reason, count in self.rejects().items():
             rejected.add_metric([reason], count)
         yield rejected
-        yield from _of_pairs(list(self.snapshots()))
+        yield from _of_pairs(list(self.pairs()))
 
 
-def _of_pairs(snapshots: list[Snapshot]) -> Iterator[Metric]:
+def _shut(server: WSGIServer) -> None:
+    server.shutdown()
+    server.server_close()
+
+
+def _of_pairs(pairs: list[PairGauges]) -> Iterator[Metric]:
     phase = GaugeMetricFamily(
         "coloha_pair_phase",
         "1 for the phase the pair is in on this node.",
@@ -90,9 +104,13 @@ def _of_pairs(snapshots: list[Snapshot]) -> Iterator[Metric]:
     committed = GaugeMetricFamily(
         "coloha_pair_session_commits", "Checkpoints committed in this session.", labels=["pair"]
     )
-    for snapshot in snapshots:
-        phase.add_metric([snapshot.pair, snapshot.phase], 1)
-        protected.add_metric([snapshot.pair], snapshot.protected)
-        generation.add_metric([snapshot.pair], snapshot.generation)
-        committed.add_metric([snapshot.pair], snapshot.committed)
-    yield from (phase, protected, generation, committed)
+    reachable = GaugeMetricFamily(
+        "coloha_pair_witness_reachable", "Whether the witness answered last time.", labels=["pair"]
+    )
+    for pair in pairs:
+        phase.add_metric([pair.pair, pair.phase], 1)
+        protected.add_metric([pair.pair], pair.protected)
+        generation.add_metric([pair.pair], pair.generation)
+        committed.add_metric([pair.pair], pair.committed)
+        reachable.add_metric([pair.pair], pair.witness_reachable)
+    yield from (phase, protected, generation, committed, reachable)

@@ -44,15 +44,17 @@ from coloha.core.events import (
     RecordRead,
     ScriptDone,
     Started,
+    StartRequested,
     SwapDone,
     Timer,
     WitnessFailed,
 )
 from coloha.core.machine import PairMachine
+from coloha.core.phases import Phase
 from coloha.core.snapshot import Snapshot
 from coloha.errors import ColohaError, StoreError
 from coloha.runtime.keeper import Keeper
-from coloha.runtime.metrics import Metrics
+from coloha.runtime.metrics import Metrics, PairGauges
 from coloha.runtime.occurrences import Occurrences
 from coloha.runtime.store import Store
 
@@ -65,6 +67,10 @@ INVITE_TIMEOUT_S = 30.0
 
 class MissedError(ColohaError):
     """The pump missed events."""
+
+
+class LookAnewError(ColohaError):
+    """An operator wants the pump to start over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +145,39 @@ class PairRuntime:
         self.config = self.config.model_copy(update={"checkpoint": checkpoint})
         self.post(PeriodChanged(config.checkpoint.period))
 
+    def start(self) -> str | None:
+        """Start a VM that its guest has shut down, or look anew at a halted pair.
+
+        Returns why not, or None.
+        """
+        if self.snapshot is None or self.trouble is not None:
+            return f"{self.name} has failed: {self.trouble or 'it is starting'}"
+        if self.snapshot.phase is Phase.OFF:
+            self.post(StartRequested())
+        elif self.snapshot.phase is Phase.HALTED:
+            self.fail(LookAnewError("an operator asked to look again"))
+        else:
+            return (
+                f"{self.name} is in phase {self.snapshot.phase} here, and the record is "
+                f"{self.snapshot.record}: only a VM that is off, or a pair that is halted, can be "
+                "started"
+            )
+        return None
+
+    def gauges(self) -> PairGauges:
+        """Return what is measured."""
+        snapshot = self.snapshot
+        if snapshot is None:
+            return PairGauges(self.name, "failed", False, 0, 0, False)
+        return PairGauges(
+            pair=self.name,
+            phase="failed" if self.trouble else snapshot.phase,
+            protected=snapshot.protected and self.trouble is None,
+            generation=snapshot.generation,
+            committed=snapshot.committed,
+            witness_reachable=snapshot.witness_error is None,
+        )
+
     @property
     def wire(self) -> PeerState | None:
         """What heartbeats say of this pair; None while there is no pump to speak for."""
@@ -151,6 +190,9 @@ class PairRuntime:
         while True:
             try:
                 await self._pump()
+            except LookAnewError as error:
+                self._tell("looking-anew", Severity.INFO, str(error))
+                continue
             except StoreError as error:
                 self.trouble = str(error)
                 self._tell("failed", Severity.ERROR, self.trouble)
@@ -200,7 +242,6 @@ class PairRuntime:
             stall_timeout_s=config.checkpoint.stall_timeout,
             interval_s=config.heartbeat.interval,
             misses=config.heartbeat.misses,
-            invite_timeout_s=INVITE_TIMEOUT_S,
             sync_timeout_s=config.recovery.sync_timeout,
             cold_start_after_s=config.recovery.cold_start_after,
             retry_max_s=config.recovery.retry_max,
@@ -242,7 +283,8 @@ class PairRuntime:
     async def _execute(self, action: Action) -> None:
         match action:
             case Persist(durable):
-                await self._services.store.save(self.name, durable)
+                await self._services.store.save(self.name, durable, self._cannot_save)
+                self.trouble = None
             case ReadRecord():
                 self._beside(self._read_record())
             case SwapRecord():
@@ -264,6 +306,12 @@ class PairRuntime:
             case Tell(kind, severity, text, generation):
                 self._services.metrics.occurred(self.name, kind)
                 self._services.occurrences.add(self.name, kind, severity, text, generation)
+
+    def _cannot_save(self, reason: str) -> None:
+        """Say once that the state cannot be written; until it is, this node does nothing."""
+        if self.trouble is None:
+            self.trouble = f"the state cannot be written: {reason}"
+            self._tell("state-not-written", Severity.ERROR, self.trouble)
 
     def _tell(self, kind: str, severity: Severity, text: str) -> None:
         generation = self.snapshot.generation if self.snapshot else 0

@@ -10,7 +10,8 @@ def as_dict(pair: PairRuntime, now: float) -> dict[str, Any]:
     """Return the pair's state at `now` (monotonic seconds). Ages are in seconds, null for none."""
     snapshot = pair.snapshot
     if snapshot is None:
-        return {"pair": pair.name, "phase": "failed", "why_not": pair.trouble or "it is starting"}
+        why_not = pair.trouble or "it is starting"
+        return {"pair": pair.name, "phase": "failed", "protected": False, "why_not": why_not}
     vm = pair.keeper.vm
     return {
         "pair": pair.name,

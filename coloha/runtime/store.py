@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -50,11 +51,11 @@ class Store:
         except (ValueError, TypeError, RecursionError) as error:
             raise StoreError(f"{path} is damaged ({error}): see the runbook") from error
 
-    async def save(self, pair: str, durable: Durable) -> None:
+    async def save(self, pair: str, durable: Durable, failed: Callable[[str], None]) -> None:
         """Write the state so that it survives a crash; try until it is done.
 
         A node that cannot write must not act either: its pump stands still here, its pulse stops,
-        and the other node takes over.
+        and the other node takes over. `failed` is told why, each time.
         """
         content = {"format": FORMAT, **asdict(durable)}
         data = (json.dumps(content) + "\n").encode()
@@ -65,6 +66,7 @@ class Store:
                 return
             except OSError as error:
                 log.error("%s: cannot write %s: %s", pair, self._path(pair), error)
+                failed(f"{self._path(pair)}: {error.strerror or error}")
                 await asyncio.sleep(RETRY_S)
 
     def close(self) -> None:

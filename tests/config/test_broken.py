@@ -314,8 +314,8 @@ def test_relations_between_settings(tmp_path: Path) -> None:
     )
     refuse_pair(
         tmp_path,
-        PAIR + "checkpoint: {stall_timeout: 199ms}\n",
-        ("17:29: checkpoint.stall_timeout", "199ms is less than 4 periods: write at least 200ms"),
+        PAIR + "checkpoint: {stall_timeout: 239ms, period: 60ms}\n",
+        ("17:29: checkpoint.stall_timeout", "239ms is less than 4 periods: write at least 240ms"),
     )
     refuse_pair(
         tmp_path,

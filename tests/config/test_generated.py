@@ -136,7 +136,7 @@ def test_schema_has_defaults_ranges_and_live() -> None:
     assert period["type"] == "string"
     assert period["default"] == "50ms"
     assert period["live"] is True
-    assert "From 5ms to 10s." in period["description"]
+    assert "From 5ms to 2s." in period["description"]
     assert "reload" in period["description"]
     assert made["Vm"]["properties"]["memory"]["type"] == "string"
     assert (made["Vm"]["properties"]["cpus"]["maximum"]) == 255
@@ -154,7 +154,7 @@ def test_reference_has_every_key_default_and_range() -> None:
                 row = next(line for line in part.splitlines() if line.startswith(f"| `{name}` |"))
                 assert len(re.findall(r"(?<!\\)\|", row)) == 7, row
                 assert (info.description or "?").replace("|", "\\|") in row
-    assert "| `period` | duration | `50ms` | 5ms to 10s | live |" in text
+    assert "| `period` | duration | `50ms` | 5ms to 2s | live |" in text
     assert "| `misses` | whole number | `5` | 3 to 100 | restart |" in text
     assert "| `memory` | size | required | 16MiB to 16TiB | restart |" in text
     assert "| `nodes` | sections | required | exactly 2 |" in text
