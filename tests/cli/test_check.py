@@ -1,0 +1,292 @@
+"""`coloha check`: would the pairs work here?"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from coloha.cli.main import main
+from coloha.qemu import probe as probe_module
+from coloha.runtime.keeper import available_memory_bytes
+from lab.assets import Assets, load_assets
+from lab.namespace import CHECKOUT, Namespace
+from tests.adapters.support import PATIENCE_S
+from tests.cli.support import configure
+from tests.config.support import PAIR
+
+Captured = pytest.CaptureFixture[str]
+
+FAKE = """#!{python}
+import json, sys
+if {complaint!r}:
+    sys.exit({complaint!r})
+def say(what):
+    print(json.dumps(what), flush=True)
+say({{"QMP": {{"version": {{}}, "capabilities": []}}}})
+answers = {{
+    "query-version": {{"qemu": dict(zip(("major", "minor", "micro"), {version!r}))}},
+    "query-migrate-capabilities": [{{"capability": name}} for name in {capabilities!r}],
+}}
+decoder, text = json.JSONDecoder(), sys.stdin.read()
+while text:
+    command, end = decoder.raw_decode(text)
+    text = text[end:].lstrip()
+    say({{"return": answers.get(command["execute"], {{}}), "id": command["id"]}})
+"""
+
+
+def fake_qemu(
+    folder: Path,
+    version: tuple[int, int, int] = (11, 0, 0),
+    capabilities: tuple[str, ...] = ("xbzrle", "x-colo"),
+    complaint: str = "",
+) -> Path:
+    """A program that answers as a QEMU of that make would."""
+    path = folder / "fake-qemu"
+    path.write_text(
+        FAKE.format(
+            python=sys.executable,
+            version=version,
+            capabilities=capabilities,
+            complaint=complaint,
+        )
+    )
+    path.chmod(0o755)
+    return path
+
+
+def write(folder: Path, vm: dict[str, Any], **changes: Any) -> Path:
+    """A configuration with this VM; the witness's folder is there."""
+    (folder / "witness").mkdir(exist_ok=True)
+    pair = yaml.safe_load(PAIR)
+    pair["witness"]["directory"] = str(folder / "witness")
+    pair["vm"] = {"memory": "16MiB", **vm}
+    return configure(folder, yaml.safe_dump({**pair, **changes}, sort_keys=False))
+
+
+def findings(capsys: Captured, host_file: Path, code: int) -> list[str]:
+    """What `check` prints, having exited so."""
+    assert main(["check", "--config", str(host_file)]) == code
+    said = capsys.readouterr()
+    assert said.err == ""
+    return said.out.splitlines()
+
+
+def problems(capsys: Captured, host_file: Path) -> list[str]:
+    """The problems found, of which there is at least one."""
+    found = findings(capsys, host_file, 1)
+    return [line.removeprefix("PROBLEM web: ") for line in found if line.startswith("PROBLEM")]
+
+
+@pytest.fixture(scope="module")
+def assets() -> Assets:
+    return load_assets()
+
+
+@pytest.mark.qemu
+@pytest.mark.parametrize("machine", ["pc", "q35"])
+@pytest.mark.parametrize("accelerator", ["tcg", "qtest"])
+def test_the_labs_qemu_will_do(
+    tmp_path: Path, capsys: Captured, assets: Assets, machine: str, accelerator: str
+) -> None:
+    vm = {"qemu": str(assets.qemu), "machine": machine, "accelerator": accelerator}
+    found = findings(capsys, write(tmp_path, vm), 0)
+    assert all(line.startswith("ok      web: ") for line in found)
+    assert any("COLO built in, return-path on" in line for line in found)
+    assert found[0] == "ok      web: configuration"
+    assert not (tmp_path / "run").exists()
+    assert list((tmp_path / "witness").iterdir()) == []
+
+
+@pytest.mark.qemu
+def test_an_accelerator_that_is_not_there(tmp_path: Path, capsys: Captured, assets: Assets) -> None:
+    """QEMU's own words say what is missing; here /dev/kvm is, in a namespace of its own."""
+    host_file = write(tmp_path, {"qemu": str(assets.qemu), "accelerator": "kvm"})
+    script = 'mount -t tmpfs none /dev && exec "$@"'
+    check = [sys.executable, "-m", "coloha", "check", "--config", str(host_file)]
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *check],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    (problem,) = (line for line in done.stdout.splitlines() if line.startswith("PROBLEM"))
+    assert "with accelerator kvm: " in problem
+    assert "KVM" in problem
+
+
+@pytest.mark.parametrize(
+    ("version", "vm", "words"),
+    [
+        ((7, 2, 0), {"machine": "q35"}, "QEMU 7.2.0 aborts the secondary of a q35 machine"),
+        ((10, 2, 1), {"accelerator": "tcg"}, "QEMU 10.2.1 deadlocks at the first checkpoint"),
+        ((7, 1, 9), {}, "QEMU 7.1.9 is too old for coloha: install QEMU 7.2 or newer"),
+        ((8, 2, 4), {}, "QEMU 8.2.4 asserts in COLO's incoming coroutine"),
+    ],
+)
+def test_a_version_that_breaks_colo_is_refused(
+    tmp_path: Path,
+    capsys: Captured,
+    version: tuple[int, int, int],
+    vm: dict[str, Any],
+    words: str,
+) -> None:
+    qemu = str(fake_qemu(tmp_path, version))
+    host_file = write(tmp_path, {"qemu": qemu, "accelerator": "qtest", **vm})
+    (problem,) = problems(capsys, host_file)
+    assert problem.startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("version", "vm", "path"),
+    [
+        ((7, 2, 0), {}, "off"),
+        ((10, 2, 1), {}, "off"),
+        ((11, 0, 0), {"machine": "q35", "accelerator": "tcg"}, "on"),
+    ],
+)
+def test_a_version_that_works_is_accepted(
+    tmp_path: Path, capsys: Captured, version: tuple[int, int, int], vm: dict[str, Any], path: str
+) -> None:
+    qemu = str(fake_qemu(tmp_path, version))
+    found = findings(capsys, write(tmp_path, {"qemu": qemu, "accelerator": "qtest", **vm}), 0)
+    assert f"COLO built in, return-path {path}" in found[1]
+
+
+def test_a_qemu_without_colo_is_refused(tmp_path: Path, capsys: Captured) -> None:
+    qemu = str(fake_qemu(tmp_path, capabilities=("xbzrle",)))
+    (problem,) = problems(capsys, write(tmp_path, {"qemu": qemu}))
+    assert "was built without COLO" in problem
+
+
+def test_a_missing_program_is_named(tmp_path: Path, capsys: Captured) -> None:
+    (problem,) = problems(capsys, write(tmp_path, {"qemu": "/nowhere/qemu"}))
+    assert problem.startswith("/nowhere/qemu: no such program: install QEMU")
+
+
+def test_a_program_that_fails_is_quoted(tmp_path: Path, capsys: Captured) -> None:
+    qemu = str(fake_qemu(tmp_path, complaint="libfoo.so.7: cannot open shared object file"))
+    (problem,) = problems(capsys, write(tmp_path, {"qemu": qemu}))
+    assert "libfoo.so.7: cannot open shared object file" in problem
+
+
+def test_a_file_that_is_no_program_is_a_problem(tmp_path: Path, capsys: Captured) -> None:
+    path = tmp_path / "qemu"
+    path.write_bytes(b"\x7fELF" + bytes(100))
+    path.chmod(0o755)
+    (problem,) = problems(capsys, write(tmp_path, {"qemu": str(path)}))
+    assert str(path) in problem
+
+
+def test_a_program_that_hangs_is_given_up_on(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe_module, "PROBE_S", 0.5)
+    path = tmp_path / "qemu"
+    path.write_text("#!/bin/sh\nexec sleep 1000\n")
+    path.chmod(0o755)
+    (problem,) = problems(capsys, write(tmp_path, {"qemu": str(path)}))
+    assert "did not answer within 0.5 s" in problem
+
+
+def test_missing_interfaces_and_witness_are_all_named(tmp_path: Path, capsys: Captured) -> None:
+    nics = [
+        {"mac": "52:54:00:00:00:01", "bridge": "nobridge"},
+        {"mac": "52:54:00:00:00:02", "tap": "notap"},
+        {"mac": "52:54:00:00:00:03", "bridge": "lo"},
+    ]
+    vm = {"qemu": str(fake_qemu(tmp_path)), "nics": nics}
+    host_file = write(tmp_path, vm, witness={"type": "file", "directory": "/nowhere/witness"})
+    *interfaces, witness = problems(capsys, host_file)
+    assert interfaces == [
+        "NIC 0 on bridge nobridge: bridge nobridge does not exist on this host, make it first",
+        "NIC 1 on tap notap: tap notap does not exist on this host, make it first",
+        "NIC 2 on bridge lo: bridge lo does not exist on this host, make it first",
+    ]
+    assert witness.startswith("witness")
+    assert "/nowhere/witness" in witness
+    assert "mount" in witness
+
+
+def test_a_host_file_of_the_other_node_is_a_problem(tmp_path: Path, capsys: Captured) -> None:
+    """Copied without a change of `node`, it would start a second VM."""
+    nodes = yaml.safe_load(PAIR)["nodes"]
+    nodes["alpha"] = {"channel": "192.0.2.7:7770", "heartbeat": "192.0.2.7:7771"}
+    vm = {"qemu": str(fake_qemu(tmp_path))}
+    host_file = write(tmp_path, vm, nodes=nodes)
+    text = host_file.read_text().replace("127.0.0.1:", "0.0.0.0:")
+    host_file.write_text(text)
+    (problem,) = problems(capsys, host_file)
+    assert "alpha has the address 192.0.2.7, and this host has not" in problem
+    assert "is `node` in the host file right?" in problem
+
+
+def test_a_witness_that_cannot_be_written_is_a_problem(tmp_path: Path, capsys: Captured) -> None:
+    vm = {"qemu": str(fake_qemu(tmp_path))}
+    host_file = write(tmp_path, vm, witness={"type": "file", "directory": "/sys/kernel"})
+    (problem,) = problems(capsys, host_file)
+    assert "/sys/kernel/web.probe.lock" in problem
+
+
+def test_memory_that_is_not_there_is_a_problem(tmp_path: Path, capsys: Captured) -> None:
+    (problem,) = problems(
+        capsys, write(tmp_path, {"qemu": str(fake_qemu(tmp_path)), "memory": "8TiB"})
+    )
+    assert problem.startswith("a secondary needs 16777216 MiB (twice the guest's), ")
+    assert problem.endswith(" MiB are available")
+    available = int(problem.split()[-4])
+    assert 0 < available < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    assert available_memory_bytes() > 0
+
+
+def test_the_memory_of_all_pairs_together_is_told(tmp_path: Path, capsys: Captured) -> None:
+    host_file = write(tmp_path, {"qemu": str(fake_qemu(tmp_path))})
+    pair = yaml.safe_load((tmp_path / "pairs.d" / "web.yaml").read_text())
+    (tmp_path / "pairs.d" / "db.yaml").write_text(json.dumps({**pair, "pair": "db"}))
+    found = findings(capsys, host_file, 0)
+    told = [line for line in found if line.endswith("; all pairs together need up to 64 MiB")]
+    assert len(told) == 2
+
+
+def test_without_pairs_there_is_nothing_to_check(tmp_path: Path, capsys: Captured) -> None:
+    host_file = write(tmp_path, {})
+    (tmp_path / "pairs.d" / "web.yaml").unlink()
+    assert findings(capsys, host_file, 0) == [f"no pairs in {tmp_path / 'pairs.d'}"]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Namespace]:
+    namespace = Namespace("host", tmp_path)
+    namespace.start()
+    try:
+        namespace.wait_ready()
+        namespace.ip("link add br0 type bridge\ntuntap add dev mytap mode tap\n")
+        yield namespace
+    finally:
+        namespace.kill()
+
+
+@pytest.mark.qemu
+def test_interfaces_that_are_there_are_fine(tmp_path: Path, host: Namespace) -> None:
+    nics = [
+        {"mac": "52:54:00:00:00:01", "bridge": "br0"},
+        {"mac": "52:54:00:00:00:02", "tap": "mytap"},
+    ]
+    host_file = write(tmp_path, {"qemu": str(fake_qemu(tmp_path)), "nics": nics})
+    argv = [sys.executable, "-m", "coloha", "check", "--config", str(host_file)]
+    process = host.popen(
+        argv, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, err) == (0, "")
+    assert "ok      web: NIC 0 on bridge br0" in out
+    assert "ok      web: NIC 1 on tap mytap" in out
