@@ -16,6 +16,8 @@ class Assets:
     qemu_img: Path
     kernel: Path
     initrd: Path
+    plugin: Path
+    """Makes COLO sound under TCG; see lab/retranslate.c."""
 
 
 def cache_folder() -> Path:

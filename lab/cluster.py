@@ -113,6 +113,7 @@ class Cluster:
                 "initrd": str(assets.initrd),
                 "append": append,
                 "nics": [{"mac": MAC, "bridge": "br0"}],
+                "extra_arguments": ["-plugin", str(assets.plugin)],
                 **vm,
             },
             "checkpoint": {"period": timing.period, "stall_timeout": timing.stall_timeout},

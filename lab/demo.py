@@ -160,7 +160,7 @@ class Demo:
         )
 
 
-def summary(failovers: list[Failover], report: Report) -> Table:
+def costs(failovers: list[Failover]) -> Table:
     """Make the table of the end."""
     table = Table(title="What it cost", title_justify="left")
     for heading in ("failover", "detection", "promotion", "client gap", "protected again after"):
@@ -173,14 +173,17 @@ def summary(failovers: list[Failover], report: Report) -> Table:
             f"{each.gap_ms:.0f} ms",
             f"{each.unprotected_s:.1f} s",
         )
+    return table
+
+
+def verdict(report: Report) -> str:
+    """Say what the client has to say."""
     wrong = report.wrong
-    table.caption = (
+    return (
         f"{report.answers} answers on {report.connections} TCP connection: "
         f"{wrong['lost'] + report.unanswered} lost, {wrong['repeated']} repeated, "
         f"{wrong['reversed']} reversed, {wrong['skipped'] + wrong['corrupt']} otherwise wrong"
     )
-    table.caption_justify = "left"
-    return table
 
 
 @contextlib.contextmanager
@@ -230,11 +233,12 @@ def run(*, live: bool) -> int:
         finally:
             observer.stop()
         console.print()
-        console.print(summary(demo.failovers(report), report))
+        console.print(costs(demo.failovers(report)))
+        print(f"\n{verdict(report)}")
         protected = cluster.protected()
     good = protected and report.flawless
-    verdict = "protected, and not one answer was wrong" if good else "THIS WENT WRONG"
-    print(f"{verdict} ({time.monotonic() - began:.0f} s)")
+    end = "protected, and not one answer was wrong" if good else "THIS WENT WRONG"
+    print(f"{end} ({time.monotonic() - began:.0f} s)")
     return 0 if good else 1
 
 

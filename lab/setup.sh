@@ -111,11 +111,23 @@ make_guest() {
   echo "$wanted" > "$cache/guest/stamp"
 }
 
+make_plugin() {
+  wanted=$(digest "$here/retranslate.c")
+  if [ -e "$cache/plugin/stamp" ] && [ "$(cat "$cache/plugin/stamp")" = "$wanted" ]; then
+    return 0
+  fi
+  mkdir -p "$cache/plugin"
+  logged gcc -Wall -Wextra -O2 -fPIC -shared -nostdlib -o "$cache/plugin/retranslate.so" "$here/retranslate.c" \
+    || fail "building the plugin" "See the messages above, then run again."
+  echo "$wanted" > "$cache/plugin/stamp"
+}
+
 record() {
   wanted="qemu=$qemu
 qemu_img=$qemu_img
 kernel=$cache/guest/vmlinuz
-initrd=$cache/guest/initrd.gz"
+initrd=$cache/guest/initrd.gz
+plugin=$cache/plugin/retranslate.so"
   if [ ! -e "$cache/lab.env" ] || [ "$(cat "$cache/lab.env")" != "$wanted" ]; then
     echo "$wanted" > "$cache/lab.env.new"
     mv "$cache/lab.env.new" "$cache/lab.env"
@@ -132,4 +144,5 @@ install_packages
 make_environment
 find_qemu
 make_guest
+make_plugin
 record

@@ -52,8 +52,8 @@ class Scene:
         """SIGSTOP a node's QEMU."""
         self.topology.hosts[name].signal(self.qemu_pid(name), signal.SIGSTOP)
 
-    def answers_go_on(self, count: int = 20, timeout_s: float = 20.0) -> None:
-        """Wait for `count` further answers."""
+    def answers_go_on(self, count: int = 20, timeout_s: float = 60.0) -> None:
+        """Wait for `count` further answers: a TCP that backs off may take its time."""
         self.client.wait_for_answers(self.answers() + count, timeout_s)
 
     def answers(self) -> int:

@@ -29,7 +29,8 @@ pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 EPOCHS = 200
 PORT = 9999
 SO_TIMESTAMPNS = 35
-TIMING = Timing(period="20ms", interval="200ms", misses=20, stall_timeout="10s")
+# Long enough for the secondary's guest to speak: its code is translated anew in each epoch.
+TIMING = Timing(period="60ms", interval="200ms", misses=20, stall_timeout="10s")
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,10 @@ def test_output_commit(tmp_path: Path, delay_ms: int) -> None:
         listener = SinkListener(hosts[secondary])
         listener.start()
         first = epochs(stage, primary)
-        port = hosts[primary].ports["clients"]
-        sniffer = start_sniffer(topology.world, [port], MAC, topology.directory / "frames")
+        ports = {name: host.ports["clients"] for name, host in hosts.items()}
+        sniffer = start_sniffer(
+            topology.world, [*ports.values()], MAC, topology.directory / "frames"
+        )
         stage.cluster.wait(
             f"{EPOCHS} epochs", lambda: epochs(stage, primary) >= first + EPOCHS, 200
         )
@@ -164,10 +167,14 @@ def test_output_commit(tmp_path: Path, delay_ms: int) -> None:
         stage.answers_go_on(5)
         stage.finish()
 
-    left = [Heard(f.t_ns, f.number) for f in capture.frames if f.number is not None]
+    beacons = [
+        (f.interface, Heard(f.t_ns, f.number)) for f in capture.frames if f.number is not None
+    ]
+    left = [beacon for interface, beacon in beacons if interface == ports[primary]]
+    after = [beacon for interface, beacon in beacons if interface == ports[secondary]]
     assert not capture.dropped
     assert len(left) > EPOCHS, "the guest was hardly heard"
     assert len(list(loads(sunk))) > EPOCHS / 2, "the secondary hardly loaded anything"
     assert not too_early(left, sunk)
-    assert not forgotten([frame.number for frame in left])
-    assert max(frame.number for frame in left) <= max(heard.number for heard in sunk)
+    assert after, "the survivor was not heard"
+    assert not forgotten([frame.number for frame in [*left, *after]])

@@ -75,7 +75,7 @@ def test_daemon_that_comes_back_too_late() -> None:
         assert stage.qemu_pid(primary) == pid
         stage.cluster.start(primary)
         assert stage.wait_protected() == (secondary, primary)
-        assert "stale-qemu" in stage.kinds(primary)
+        assert "overtaken" in stage.kinds(primary)
         assert stage.qemu_pid(primary) != pid
         stage.finish()
 

@@ -97,7 +97,10 @@ def test_an_unprepared_lab_says_how_to_prepare_it(
     with pytest.raises(LabError, match="run `make setup`"):
         load_assets()
     (tmp_path / "lab.env").write_text(
-        "".join(f"{name}=/nowhere/{name}\n" for name in ("qemu", "qemu_img", "kernel", "initrd"))
+        "".join(
+            f"{name}=/nowhere/{name}\n"
+            for name in ("qemu", "qemu_img", "kernel", "initrd", "plugin")
+        )
     )
     with pytest.raises(LabError, match="/nowhere/qemu is missing: run `make setup`"):
         load_assets()
