@@ -1,0 +1,179 @@
+"""Take one safeguard out of the code, and see a test go red.
+
+Each case is applied to a copy of the checkout, in which the tests named must then fail. It guards
+the tests: a safeguard that nobody would miss is not tested.
+"""
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Sabotage:
+    """In `file`, `old` becomes `new`; then `tests` must fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+CASES = [
+    Sabotage(
+        "no stop before A is emptied",
+        "coloha/qemu/scripts.py",
+        'commands = [Command("stop"), *_cycle("a", plan)]\n    empties = range(1,',
+        'commands = [*_cycle("a", plan)]\n    empties = range(0,',
+        "tests/qemu/test_scripts.py",
+    ),
+    Sabotage(
+        "the commit predicate is not asked",
+        "coloha/qemu/scripts.py",
+        "    if problem is not None:\n        return Kept(problem)\n",
+        "",
+        "tests/qemu/test_scripts.py",
+    ),
+    Sabotage(
+        "the commit predicate is content with any RESUME",
+        "coloha/core/commit.py",
+        "    if len(stops) != 1:",
+        "    if False:",
+        "tests/qemu/test_commit.py",
+    ),
+    Sabotage(
+        "the secondary promotes without the witness",
+        "coloha/core/secondary.py",
+        "    elif _guards(c):\n        c.own()\n",
+        "    elif _guards(c):\n        c.start(Script.PROMOTE, PROMOTE_TIMEOUT_S)\n"
+        "        c.go(Phase.PROMOTE)\n",
+        "tests/core/test_transcripts.py",
+    ),
+    Sabotage(
+        "the primary opens its output without the witness",
+        "coloha/core/primary.py",
+        "        if c.own():\n            c.go(Phase.LEAVE)\n",
+        "        c.go(Phase.LEAVE)\n",
+        "tests/core/test_transcripts.py",
+    ),
+    Sabotage(
+        "heartbeats are believed without their MAC",
+        "coloha/core/wire.py",
+        '        if not hmac.compare_digest(mac, hmac.digest(self.key, body, "sha256")):\n'
+        "            raise RejectedError(Reject.MAC)\n",
+        "        del mac\n",
+        "tests/adapters/test_wire.py",
+    ),
+    Sabotage(
+        "channels are believed without their MAC",
+        "coloha/adapters/channel.py",
+        "        if not hmac.compare_digest(mac, self._mac(direction, body)):",
+        "        if not hmac.compare_digest(mac, mac):",
+        "tests/adapters/test_channel_hostile.py",
+    ),
+    Sabotage(
+        "a heartbeat counts twice",
+        "coloha/core/wire.py",
+        "(nonce == self.proven and sequence <= self.highest)",
+        "False",
+        "tests/adapters/test_wire.py",
+    ),
+    Sabotage(
+        "heartbeats of an earlier life count",
+        "coloha/core/wire.py",
+        "if nonce in self.retired or",
+        "if",
+        "tests/adapters/test_wire.py",
+    ),
+    Sabotage(
+        "return-path whatever the version",
+        "coloha/qemu/versions.py",
+        "    return version >= RETURN_PATH_SINCE\n",
+        "    return True\n",
+        "tests/qemu/test_versions.py",
+    ),
+    Sabotage(
+        "no return-path whatever the version",
+        "coloha/qemu/versions.py",
+        "    return version >= RETURN_PATH_SINCE\n",
+        "    return False\n",
+        "tests/qemu/test_versions.py",
+    ),
+    Sabotage(
+        "release without a lease",
+        "coloha/core/primary.py",
+        "    if c.releasable and c.now < c.pulse.lease_until():",
+        "    if c.releasable:",
+        "tests/core/test_transcripts.py",
+    ),
+    Sabotage(
+        "a killed QEMU's session is not given up",
+        "coloha/core/absorb.py",
+        "    if taking_part:\n",
+        "    if False:\n",
+        "tests/core/test_transcripts.py",
+    ),
+    Sabotage(
+        "any QEMU found running is kept",
+        "coloha/core/common.py",
+        "    elif _entitled(c):\n",
+        "    elif True:\n",
+        "tests/core/test_transcripts.py",
+    ),
+    Sabotage(
+        "an adopted QEMU's generation is not remembered",
+        "coloha/core/common.py",
+        "            c.enter_generation()  # the daemon before",
+        "            pass  # the daemon before",
+        "tests/core/test_transcripts.py",
+    ),
+    Sabotage(
+        "one commit is enough",
+        "coloha/core/primary.py",
+        "COMMITS = 2\n",
+        "COMMITS = 1\n",
+        "tests/core/test_transcripts.py",
+    ),
+]
+
+
+def copy_of_the_checkout(target: Path) -> None:
+    for name in ("coloha", "lab", "tests"):
+        shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", target)
+
+
+def run_tests(folder: Path, *names: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *names],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+
+
+def test_without_sabotage_all_is_well(tmp_path: Path) -> None:
+    copy_of_the_checkout(tmp_path)
+    ran = run_tests(tmp_path, *sorted({case.tests for case in CASES}))
+    assert ran.returncode == 0, ran.stdout[-2000:]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_sabotage_is_noticed(case: Sabotage, tmp_path: Path) -> None:
+    copy_of_the_checkout(tmp_path)
+    target = tmp_path / case.file
+    text = target.read_text()
+    assert text.count(case.old) == 1, "the safeguard moved: follow it"
+    target.write_text(text.replace(case.old, case.new))
+    ran = run_tests(tmp_path, case.tests)
+    assert ran.returncode == 1, f"nobody noticed:\n{ran.stdout[-2000:]}"
+    assert "failed" in ran.stdout.splitlines()[-1]
