@@ -17,7 +17,7 @@ class Assets:
     kernel: Path
     initrd: Path
     plugin: Path
-    """Makes COLO sound under TCG; see lab/retranslate.c."""
+    """Makes COLO sound under TCG; see lab/tcg.c."""
 
 
 def cache_folder() -> Path:

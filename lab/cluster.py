@@ -260,10 +260,13 @@ class Cluster:
         return next(host for host in self.topology.hosts if host != name)
 
     def report(self) -> str:
-        """Each node's state and last words, for a test that failed."""
+        """Each node's state and last words, and the guests', for a test that failed."""
         lines = []
-        for name in self.topology.hosts:
+        for name, host in self.topology.hosts.items():
             lines.append(f"--- {name}: {self.status(name)}")
-            with contextlib.suppress(OSError):
-                lines += self.log_file(name).read_text().splitlines()[-40:]
+            logs = [self.log_file(name), *sorted(host.runtime.glob("*/*/console.log"))[-2:]]
+            for log in logs:
+                lines.append(f"-- {log.parent.name}/{log.name}")
+                with contextlib.suppress(OSError):
+                    lines += log.read_text(errors="replace").splitlines()[-40:]
         return "\n".join(lines)

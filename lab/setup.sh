@@ -112,12 +112,12 @@ make_guest() {
 }
 
 make_plugin() {
-  wanted=$(digest "$here/retranslate.c")
+  wanted=$(digest "$here/tcg.c")
   if [ -e "$cache/plugin/stamp" ] && [ "$(cat "$cache/plugin/stamp")" = "$wanted" ]; then
     return 0
   fi
   mkdir -p "$cache/plugin"
-  logged gcc -Wall -Wextra -O2 -fPIC -shared -nostdlib -o "$cache/plugin/retranslate.so" "$here/retranslate.c" \
+  logged gcc -Wall -Wextra -O2 -fPIC -shared -nostdlib -o "$cache/plugin/tcg.so" "$here/tcg.c" \
     || fail "building the plugin" "See the messages above, then run again."
   echo "$wanted" > "$cache/plugin/stamp"
 }
@@ -127,7 +127,7 @@ record() {
 qemu_img=$qemu_img
 kernel=$cache/guest/vmlinuz
 initrd=$cache/guest/initrd.gz
-plugin=$cache/plugin/retranslate.so"
+plugin=$cache/plugin/tcg.so"
   if [ ! -e "$cache/lab.env" ] || [ "$(cat "$cache/lab.env")" != "$wanted" ]; then
     echo "$wanted" > "$cache/lab.env.new"
     mv "$cache/lab.env.new" "$cache/lab.env"

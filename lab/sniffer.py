@@ -176,6 +176,8 @@ def _open_socket(mac: bytes) -> socket.socket:
     except PermissionError:  # only real root may exceed net.core.rmem_max
         packets.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
     packets.setblocking(False)
+    # Reading starts the counts anew: what was lost before the filter was in place is no loss.
+    packets.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
     return packets
 
 

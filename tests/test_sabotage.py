@@ -135,10 +135,10 @@ CASES = [
         "tests/core/test_transcripts.py",
     ),
     Sabotage(
-        "one commit is enough",
+        "protection needs no commit",
         "coloha/core/primary.py",
-        "COMMITS = 2\n",
-        "COMMITS = 1\n",
+        "    elif c.committed == 0:\n",
+        "    elif False:\n",
         "tests/core/test_transcripts.py",
     ),
 ]

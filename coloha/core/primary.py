@@ -9,8 +9,6 @@ from coloha.core.events import Committed, Failure, Kept, Role, ScriptDone, Scrip
 from coloha.core.phases import Phase
 
 ARM_TIMEOUT_S = 5.0
-COMMITS = 2
-"""Before a secondary may take over: the first checkpoint of a session may be faulty (ADR 9)."""
 LEAVE_TIMEOUT_S = 5.0
 LEAVE_TRIES = 12
 YIELD_REREAD_S = 1.0
@@ -242,8 +240,8 @@ def arm(c: Context) -> None:
     elif broken is not None:
         _not_now(c, broken)
         c.go(Phase.LEAVE if c.owned else Phase.DEFEND)
-    elif c.committed < COMMITS:
-        c.wait(f"{COMMITS} commits")
+    elif c.committed == 0:
+        c.wait("the first commit")
     elif not c.peer_can_take_over:
         c.wait(f"{c.s.peer} to say that it follows")
     else:
