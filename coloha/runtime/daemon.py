@@ -27,7 +27,7 @@ from coloha.core.actions import Severity
 from coloha.core.events import PeerState
 from coloha.core.wire import Link
 from coloha.errors import ConfigError, StartError
-from coloha.runtime.metrics import Metrics
+from coloha.runtime.metrics import Metrics, Totals
 from coloha.runtime.occurrences import Occurrence, Occurrences
 from coloha.runtime.pair import PairRuntime, Services
 from coloha.runtime.status import as_dict
@@ -152,7 +152,7 @@ class Daemon:
             if host.metrics is not None:
                 what = host.metrics
                 self._metrics.pairs = lambda: [pair.gauges() for pair in self._pairs.values()]
-                self._metrics.rejects = lambda: dict(self._heartbeats.rejected)
+                self._metrics.totals = self._totals
                 self._metrics.serve(host.metrics.host, host.metrics.port)
         except OSError as error:
             raise StartError(f"cannot listen on {what}: {error.strerror or error}") from error
@@ -201,6 +201,14 @@ class Daemon:
             self._occurrences.add("-", "reloaded", Severity.INFO, line, 0)
 
     # Verbs of the control socket
+
+    def _totals(self) -> Totals:
+        return Totals(
+            heartbeats_rejected=dict(self._heartbeats.rejected),
+            heartbeats_unsent=self._heartbeats.send_errors,
+            channels_rejected=self._channels.rejected,
+            events_lost=self._occurrences.dropped,
+        )
 
     async def _status(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
         del request

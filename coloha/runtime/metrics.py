@@ -1,8 +1,8 @@
 """Prometheus metrics, served by a thread of their own: it answers while the event loop is stuck."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
@@ -27,12 +27,23 @@ class PairGauges:
     witness_reachable: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the daemon counted since it started."""
+
+    heartbeats_rejected: Mapping[str, int] = field(default_factory=dict)
+    """By reason."""
+    heartbeats_unsent: int = 0
+    channels_rejected: int = 0
+    events_lost: int = 0
+
+
 class Metrics(Collector):
-    """The daemon's metrics. `pairs` and `rejects` are read by the serving thread."""
+    """The daemon's metrics. `pairs` and `totals` are read by the serving thread."""
 
     def __init__(self) -> None:
         self.pairs: Callable[[], Iterable[PairGauges]] = tuple
-        self.rejects: Callable[[], dict[str, int]] = dict
+        self.totals: Callable[[], Totals] = Totals
         self._registry = CollectorRegistry()
         self._registry.register(self)
         self._pauses = Histogram(
@@ -71,22 +82,41 @@ class Metrics(Collector):
         self._occurrences.labels(pair, kind).inc()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what is read off the snapshots."""
+        """Yield what is read off the snapshots and the counts."""
         build = GaugeMetricFamily("coloha_build_info", "Version of coloha.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
-        rejected = CounterMetricFamily(
-            "coloha_heartbeats_rejected", "Heartbeats dropped, by reason.", labels=["reason"]
-        )
-        for reason, count in self.rejects().items():
-            rejected.add_metric([reason], count)
-        yield rejected
+        yield from _of_daemon(self.totals())
         yield from _of_pairs(list(self.pairs()))
 
 
 def _shut(server: WSGIServer) -> None:
     server.shutdown()
     server.server_close()
+
+
+def _of_daemon(totals: Totals) -> Iterator[Metric]:
+    rejected = CounterMetricFamily(
+        "coloha_heartbeats_rejected", "Heartbeats dropped, by reason.", labels=["reason"]
+    )
+    for reason, count in totals.heartbeats_rejected.items():
+        rejected.add_metric([reason], count)
+    yield rejected
+    yield CounterMetricFamily(
+        "coloha_heartbeats_unsent",
+        "Heartbeats that the kernel refused to send.",
+        totals.heartbeats_unsent,
+    )
+    yield CounterMetricFamily(
+        "coloha_channels_rejected",
+        "Connections that did not prove the key, or made no sense.",
+        totals.channels_rejected,
+    )
+    yield CounterMetricFamily(
+        "coloha_events_lost",
+        "Events that a reader or the disk was too slow for.",
+        totals.events_lost,
+    )
 
 
 def _of_pairs(pairs: list[PairGauges]) -> Iterator[Metric]:

@@ -10,6 +10,7 @@ import sys
 import urllib.request
 
 import pytest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from lab.namespace import CHECKOUT
@@ -43,16 +44,25 @@ def test_without_pairs_all_is_well(alpha: Daemon) -> None:
     assert alpha.stop(signal.SIGINT) == 0
 
 
+def scrape(alpha: Daemon) -> dict[str, Metric]:
+    """The metric families that a daemon serves, by name."""
+    url = f"http://127.0.0.1:{alpha.ports[2]}/metrics"
+    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+        return {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
+
+
 def test_it_serves_metrics(alpha: Daemon) -> None:
     alpha.start()
     alpha.wait(lambda: alpha.events("launch-failed"), "the launch that fails")
-    url = f"http://127.0.0.1:{alpha.ports[2]}/metrics"
-    with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
-        families = {f.name: f for f in text_string_to_metric_families(answer.read().decode())}
+    families = scrape(alpha)
     (protected,) = families["coloha_pair_protected"].samples
     assert (protected.labels, protected.value) == ({"pair": "vm"}, 0)
     kinds = {s.labels["kind"] for s in families["coloha_occurrences"].samples if "kind" in s.labels}
     assert "launch-failed" in kinds
+    with socket.create_connection(("127.0.0.1", alpha.ports[0])) as stranger:
+        stranger.sendall(bytes(64))
+    rejected = "coloha_channels_rejected"
+    alpha.wait(lambda: scrape(alpha)[rejected].samples[0].value == 1, "the stranger to be counted")
     assert alpha.stop() == 0
 
 

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from coloha import __version__
 from coloha.core.phases import Phase
-from coloha.runtime.metrics import Metrics, PairGauges
+from coloha.runtime.metrics import Metrics, PairGauges, Totals
 from tests.adapters.support import PATIENCE_S, Runner
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -81,7 +81,7 @@ def test_every_pair_is_there_with_its_state() -> None:
 def test_what_happens_is_counted() -> None:
     with serving() as (metrics, port):
         rejected = {"replay": 3, "mac": 1}
-        metrics.rejects = lambda: rejected
+        metrics.totals = lambda: Totals(rejected, 5, 6, 7)
         for seconds in (0.003, 0.004, 0.07, 9.0):
             metrics.pause("vm", seconds)
         metrics.occurred("vm", "failover")
@@ -92,6 +92,9 @@ def test_what_happens_is_counted() -> None:
         assert value(scrape(port), "coloha_heartbeats_rejected_total", reason="replay") == 4
     assert value(samples, "coloha_heartbeats_rejected_total", reason="replay") == 3
     assert value(samples, "coloha_heartbeats_rejected_total", reason="mac") == 1
+    assert value(samples, "coloha_heartbeats_unsent_total") == 5
+    assert value(samples, "coloha_channels_rejected_total") == 6
+    assert value(samples, "coloha_events_lost_total") == 7
     assert value(samples, "coloha_occurrences_total", pair="vm", kind="failover") == 2
     assert value(samples, "coloha_occurrences_total", pair="db", kind="failover") == 1
     pauses = "coloha_checkpoint_pause_seconds"
@@ -105,7 +108,7 @@ def test_what_happens_is_counted() -> None:
 def test_names_and_help_are_as_prometheus_wants_them() -> None:
     with serving() as (metrics, port):
         metrics.pairs = lambda: [gauges("vm")]
-        metrics.rejects = lambda: {"mac": 1}
+        metrics.totals = lambda: Totals({"mac": 1})
         metrics.pause("vm", 0.1)
         metrics.occurred("vm", "failover")
         families = list(text_string_to_metric_families(fetch(port)))
@@ -113,8 +116,11 @@ def test_names_and_help_are_as_prometheus_wants_them() -> None:
     assert len(names) == len(set(names))
     assert {name for name in names if not name.endswith("_created")} == {
         "coloha_build_info",
+        "coloha_channels_rejected",
         "coloha_checkpoint_pause_seconds",
+        "coloha_events_lost",
         "coloha_heartbeats_rejected",
+        "coloha_heartbeats_unsent",
         "coloha_occurrences",
         "coloha_pair_generation",
         "coloha_pair_phase",
@@ -154,7 +160,7 @@ def test_a_client_that_stays_silent_holds_up_nobody() -> None:
         one.close()
 
 
-def broken() -> dict[str, int]:
+def broken() -> Totals:
     raise ZeroDivisionError("a bug")
 
 
@@ -173,10 +179,10 @@ def until_free(port: int) -> bool:
 
 def test_it_goes_on_after_a_scrape_that_failed() -> None:
     with serving() as (metrics, port):
-        metrics.rejects = broken
+        metrics.totals = broken
         with pytest.raises(OSError, match="500"):
             fetch(port)
-        metrics.rejects = dict
+        metrics.totals = Totals
         assert "coloha_build_info" in fetch(port)
 
 
