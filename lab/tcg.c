@@ -4,11 +4,9 @@
  *    code only in the run state restore-vm (accel/tcg, its handler of run state changes), not in COLO's: a promoted
  *    guest may go on with code that is no longer there. So it is dropped when the secondary stops.
  *
- * 2. The dirty log of a running guest may lose writes. A vCPU that makes a page dirty marks it in the bitmap, sees
- *    that it is marked, and then has its TLB write to the page without asking again (accel/tcg/cputlb.c,
- *    notdirty_write). If the migration thread clears the bitmap between the second and the third, later writes are
- *    not logged, and the secondary keeps an old page. It takes a vCPU that the host preempts in between. So every
- *    TLB is flushed after the bitmap was read and before the pages are.
+ * 2. The primary's dirty log loses writes: a vCPU goes on to write by TLB entries that the reading of the bitmap should
+ *    have reset, and the secondary keeps an old page. So every TLB is flushed after the bitmap was read and before the
+ *    pages are. docs/qemu.md, 2.7, has the measurements.
  *
  * All functions are QEMU's own, exported for its modules; prototypes and MemoryListener as in the headers of QEMU 11
  * (include/system/runstate.h and memory.h, migration/colo.h, exec/tb-flush.h, exec/cputlb.h, hw/core/cpu.h).
