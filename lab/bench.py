@@ -4,6 +4,11 @@
 
 Both parts run on the lab's hosts and guest. Absolute times say something about this machine only;
 the ratio is measured within one run, with the two ways of bringing a pair up taking turns.
+
+The pause of the documented way is mostly waiting for delayed acknowledgements, 40 ms each: one with
+the frames of an Ethernet, two with those of a loopback interface, where QEMU's writes are not cut
+up otherwise. So both are measured. The goal is for the loopback's: it comes from an experiment on
+one.
 """
 
 import argparse
@@ -28,6 +33,8 @@ from lab.topology import GUEST_IP, Topology
 
 PERIOD_MS = 150
 GUEST_BOOTS_S = 4.0
+ETHERNET, LOOPBACK = 1500, 65535
+"""Sizes of the replication network's frames, bytes."""
 GOAL_RATIO = 0.09
 GOAL_FAILOVER_MS = 40.0
 
@@ -51,10 +58,18 @@ class Spread:
             yield f"{value:.1f}"
 
 
+def frames(topology: Topology, size: int) -> None:
+    """Set the size of the replication network's frames, bytes."""
+    for host in topology.hosts.values():
+        host.ip(f"link set repl0 mtu {size}\n")
+        topology.world.ip(f"link set {host.ports['replication']} mtu {size}\n")
+
+
 @contextmanager
-def running(timing: Timing) -> Iterator[Cluster]:
+def running(timing: Timing, frame_size: int = ETHERNET) -> Iterator[Cluster]:
     """Run a protected pair with an idle guest."""
     with Topology() as topology:
+        frames(topology, frame_size)
         cluster = Cluster(topology, load_assets(), timing)
         cluster.start_all()
         cluster.wait_protected(60)
@@ -62,9 +77,9 @@ def running(timing: Timing) -> Iterator[Cluster]:
         yield cluster
 
 
-def coloha_pauses(count: int) -> list[float]:
+def coloha_pauses(count: int, frame_size: int) -> list[float]:
     """Measure the guest's pause of `count` checkpoints of coloha, milliseconds."""
-    with running(Timing(period=f"{PERIOD_MS}ms")) as cluster:
+    with running(Timing(period=f"{PERIOD_MS}ms"), frame_size) as cluster:
         primary = cluster.wait_protected()
         pauses: list[float] = []
         seen = cluster.status(primary)["epochs"]
@@ -77,17 +92,32 @@ def coloha_pauses(count: int) -> list[float]:
         return pauses
 
 
-def compare_pauses(rounds: int, count: int) -> tuple[Spread, Spread]:
-    """Measure both ways in turn; return the documented one's pauses and coloha's, milliseconds."""
+@dataclass(frozen=True, slots=True)
+class Pauses:
+    """The guest's pauses, milliseconds, by the way it was brought up."""
+
+    documented: Spread
+    coloha: Spread
+
+    @property
+    def ratio(self) -> float:
+        """Of the medians."""
+        return self.coloha.median / self.documented.median
+
+
+def compare_pauses(rounds: int, count: int, frame_size: int) -> Pauses:
+    """Measure both ways in turn."""
     documented: list[float] = []
     ours: list[float] = []
     for turn in range(rounds):
-        print(f"pauses, round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
+        what = f"pauses with {frame_size}-byte frames"
+        print(f"{what}, round {turn + 1} of {rounds}", file=sys.stderr, flush=True)
         with Topology() as topology:
+            frames(topology, frame_size)
             work = documented_pauses(topology, load_assets(), PERIOD_MS, count, GUEST_BOOTS_S)
             documented += asyncio.run(work)
-        ours += coloha_pauses(count)
-    return Spread(tuple(documented)), Spread(tuple(ours))
+        ours += coloha_pauses(count, frame_size)
+    return Pauses(Spread(tuple(documented)), Spread(tuple(ours)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,18 +185,21 @@ def main() -> int:
     parser.add_argument("--failovers", type=int, default=30, help="(30)")
     options = parser.parse_args()
     become_privileged()
-    documented, ours = compare_pauses(options.rounds, options.checkpoints)
+    pauses = {
+        size: compare_pauses(options.rounds, options.checkpoints, size)
+        for size in (LOOPBACK, ETHERNET)
+    }
     failovers = time_failovers(options.failovers)
-    ratio = ours.median / documented.median
     console = Console(width=100)
-    console.print(
-        _table(
-            "Pause per checkpoint, STOP to RESUME",
-            "ms",
-            {"as QEMU's manual brings COLO up": documented, "coloha, stop first": ours},
-        )
-    )
-    console.print(f"ratio of the medians: {ratio:.3f} (goal: {GOAL_RATIO} or less)\n")
+    for size, compared in pauses.items():
+        rows = {
+            "as QEMU's manual brings COLO up": compared.documented,
+            "coloha, stop first": compared.coloha,
+        }
+        title = f"Pause per checkpoint, STOP to RESUME, {size}-byte frames"
+        console.print(_table(title, "ms", rows))
+        goal = f" (goal: {GOAL_RATIO} or less)" if size == LOOPBACK else ""
+        console.print(f"ratio of the medians: {compared.ratio:.3f}{goal}\n")
     console.print(
         _table(
             "Failover, from SIGKILL to the primary's QEMU",
@@ -181,7 +214,8 @@ def main() -> int:
     )
     median = failovers.promoted.median
     console.print(f"kill to promoted, median: {median:.1f} ms (goal: {GOAL_FAILOVER_MS:g} or less)")
-    return 0 if ratio <= GOAL_RATIO and median <= GOAL_FAILOVER_MS else 1
+    reached = pauses[LOOPBACK].ratio <= GOAL_RATIO and median <= GOAL_FAILOVER_MS
+    return 0 if reached else 1
 
 
 if __name__ == "__main__":
