@@ -63,3 +63,7 @@ class StoreError(ColohaError):
 
 class ControlError(ColohaError):
     """The daemon could not be asked over its control socket."""
+
+
+class OrderError(ColohaError):
+    """An operator's order was refused; the message says why, and what to do instead."""

@@ -34,6 +34,8 @@ class Timing:
     misses: int = 6
     stall_timeout: str = "1s"
     cold_start_after: str = "10s"
+    restart_hold: str = "1s"
+    orphan_after: str = "10m"
     event_loop: str = "uvloop"
 
 
@@ -117,12 +119,18 @@ class Cluster:
                 **vm,
             },
             "checkpoint": {"period": timing.period, "stall_timeout": timing.stall_timeout},
-            "heartbeat": {"interval": timing.interval, "misses": timing.misses},
+            "heartbeat": {
+                "interval": timing.interval,
+                "misses": timing.misses,
+                "restart_hold": timing.restart_hold,
+            },
             "witness": {"type": "file", "directory": str(host.witness)},
             "recovery": {
                 "sync_timeout": "30s",
                 "retry_max": "2s",
                 "cold_start_after": timing.cold_start_after,
+                "flap_limit": 1000,
+                "orphan_after": timing.orphan_after,
             },
         }
         self.pair_file(host.name).write_text(yaml.safe_dump(pair, sort_keys=False))
@@ -184,6 +192,12 @@ class Cluster:
         """SIGKILL a node's daemon, and see it dead."""
         self.topology.hosts[name].signal(self.daemon(name).pid, signal.SIGKILL)
         self.daemons.pop(name).wait(10)
+
+    def stop_daemon(self, name: str) -> None:
+        """SIGTERM a node's daemon, and see it end well."""
+        self.topology.hosts[name].signal(self.daemon(name).pid, signal.SIGTERM)
+        if self.daemons.pop(name).wait(10) != 0:
+            raise LabError(f"the daemon of {name} did not end well")
 
     def kill_qemu(self, name: str) -> float:
         """SIGKILL a node's QEMU; return when, monotonic seconds."""

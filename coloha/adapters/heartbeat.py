@@ -27,6 +27,9 @@ class Peer:
     """The pairs shared with it, by name."""
     deliver: Callable[[str, PeerState], None]
     """Takes what it says of a pair."""
+    unattended: Callable[[str], None]
+    """Told, for each pair, that its host answers that nobody listens there."""
+    connection: socket.socket | None = None
     sent: int = 0
     accepted: int = 0
     timer: asyncio.TimerHandle | None = None
@@ -34,12 +37,18 @@ class Peer:
 
 
 class Heartbeats(asyncio.DatagramProtocol):
-    """The socket, and every peer's timer."""
+    """The socket to listen on, and for each peer one to send from and a timer.
+
+    A socket that is connected learns what the other host's kernel answers: "port unreachable" says
+    that the host lives and the daemon does not. Nobody signs that; it only makes a node wait, for a
+    bounded time and once between two heartbeats.
+    """
 
     def __init__(self, peers: Mapping[str, Peer]) -> None:
         self._peers = peers
         self._by_hash = {name_hash(name): peer for name, peer in peers.items()}
         self._transport: asyncio.DatagramTransport | None = None
+        self._source: Address = ("", 0)
         self._loop = asyncio.get_running_loop()
         self.rejected: Counter[str] = Counter()
         """Datagrams dropped, by reason."""
@@ -50,8 +59,7 @@ class Heartbeats(asyncio.DatagramProtocol):
 
         :raises OSError: if the address cannot be bound.
         """
-        family = socket.AF_INET6 if ":" in listen[0] else socket.AF_INET
-        bound = socket.socket(family, socket.SOCK_DGRAM)
+        bound = socket.socket(_family(listen), socket.SOCK_DGRAM)
         try:
             bound.setblocking(False)
             bound.bind(listen)  # by hand: uvloop's error would not say what is wrong
@@ -59,6 +67,7 @@ class Heartbeats(asyncio.DatagramProtocol):
         except BaseException:
             bound.close()
             raise
+        self._source = (listen[0], 0)
         for peer in self._peers.values():
             self._tick(peer)
 
@@ -68,6 +77,7 @@ class Heartbeats(asyncio.DatagramProtocol):
             for handle in (peer.timer, peer.pending):
                 if handle is not None:
                     handle.cancel()
+            _disconnect(peer)
         if self._transport is not None:
             self._transport.close()
 
@@ -85,8 +95,36 @@ class Heartbeats(asyncio.DatagramProtocol):
         peer.pending = None
         if self._transport is None or self._transport.is_closing():
             return
-        self._transport.sendto(peer.link.pack(peer.states()), peer.address)
+        datagram = peer.link.pack(peer.states())
+        try:
+            try:
+                self._connected(peer).send(datagram)
+            except ConnectionRefusedError:  # the answer to the one before; this one was not sent
+                for pair in peer.states():
+                    peer.unattended(pair)
+                self._connected(peer).send(datagram)
+        except OSError:  # the next one is due soon anyway, by what the routes are then
+            self.send_errors += 1
+            _disconnect(peer)
         peer.sent += 1
+
+    def _connected(self, peer: Peer) -> socket.socket:
+        """Return the peer's socket.
+
+        :raises OSError: if there is no way to the peer.
+        """
+        if peer.connection is None:
+            connection = socket.socket(_family(peer.address), socket.SOCK_DGRAM)
+            try:
+                connection.setblocking(False)
+                if _family(self._source) == _family(peer.address):
+                    connection.bind(self._source)
+                connection.connect(peer.address)
+            except OSError:
+                connection.close()
+                raise
+            peer.connection = connection
+        return peer.connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The socket is bound."""
@@ -111,7 +149,12 @@ class Heartbeats(asyncio.DatagramProtocol):
             if state is not None:
                 peer.deliver(pair, state)
 
-    def error_received(self, exc: Exception) -> None:
-        """The network refused a datagram; the next one is due soon anyway."""
-        del exc
-        self.send_errors += 1
+
+def _family(address: Address) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+
+
+def _disconnect(peer: Peer) -> None:
+    if peer.connection is not None:
+        peer.connection.close()
+        peer.connection = None

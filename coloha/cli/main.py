@@ -6,7 +6,19 @@ import sys
 from pathlib import Path
 
 from coloha import __version__
-from coloha.cli import check, events, exits, run, schema, start, status
+from coloha.cli import (
+    check,
+    events,
+    exits,
+    failover,
+    pause,
+    protect,
+    resume,
+    run,
+    schema,
+    start,
+    status,
+)
 from coloha.errors import ColohaError, ConfigError
 
 DEFAULT_CONFIG = Path("/etc/coloha/coloha.yaml")
@@ -18,6 +30,9 @@ _EPILOG = """exit codes:
 """
 
 
+_VERBS = (run, check, status, events, start, failover, pause, resume, protect, schema)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="coloha",
@@ -27,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"coloha {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for module in (run, check, status, events, start, schema):
+    for module in _VERBS:
         name = module.__name__.rpartition(".")[2]
         summary = (module.__doc__ or "").split("\n")[0].partition(": ")[2]
         verb = verbs.add_parser(

@@ -73,7 +73,10 @@ def _pair(pair: dict[str, Any], colours: bool) -> Iterator[str]:
         yield f"  why not       {pair['why_not']}"
     if "peer" not in pair:
         return
-    yield f"  waits for     {pair['waits_for'] or '-'}"
+    if pair["paused"]:
+        warning = "PAUSED by an operator: nothing fails over by itself (coloha resume)"
+        yield f"  failover      {_RED + _BOLD + warning + _PLAIN if colours else warning}"
+    yield f"  waits for     {_waiting(pair)}"
     yield f"  generation    {pair['generation']}, the record says {pair['record']}"
     if pair["last_pause_s"] is not None or pair["role"] == "primary":
         yield (
@@ -89,6 +92,12 @@ def _pair(pair: dict[str, Any], colours: bool) -> Iterator[str]:
     qemu = pair["qemu"]
     if qemu["pid"] is not None:
         yield f"  qemu          pid {qemu['pid']}, run {qemu['run']}"
+
+
+def _waiting(pair: dict[str, Any]) -> str:
+    left_s = pair["waits_at_most_s"]
+    until = f" (at most {_time(left_s)})" if left_s is not None and left_s > 1 else ""
+    return f"{pair['waits_for'] or '-'}{until}"
 
 
 def _output(pair: dict[str, Any]) -> str:

@@ -348,6 +348,13 @@ class Heartbeat(Section):
         " what a healthy daemon can fall silent on a busy host.",
     )
 
+    restart_hold: Annotated[Seconds, seconds_between("0s", "5m")] = Field(
+        default=as_written("5s"),
+        description="How long the other node's daemon may take to restart before it counts as"
+        " silent: it said that it restarts, or its host answers that nobody listens on its port. A"
+        " host that is dead gets no such time. Longer than a restart of the daemon takes.",
+    )
+
     @property
     def detection_s(self) -> float:
         """How long a node is silent before it counts as dead, in seconds."""
@@ -406,7 +413,22 @@ class Recovery(Section):
         description="How long the primary of a protected pair, its QEMU gone, waits for the other"
         " node before it boots the guest anew. Booting anew forgets what the secondary may still"
         " know, so keep it well above the time of a failover: at least twice the sum of the"
-        " detection time and witness.timeout.",
+        " detection time and witness.timeout. The secondary, its copy gone too, waits twice as"
+        " long for the primary's node, then boots the guest itself.",
+    )
+    flap_limit: Annotated[Count, Field(ge=1, le=1000)] = Field(
+        default=5,
+        description="How many generations may begin within flap_window. A pair that fails over more"
+        " often is not protected again before that time is over, or `coloha protect` is given.",
+    )
+    flap_window: Annotated[Seconds, seconds_between("1s", "24h")] = Field(
+        default=as_written("10m"), description="The time that flap_limit counts in."
+    )
+    orphan_after: Annotated[Seconds, seconds_between("10s", "30m")] = Field(
+        default=as_written("10m"),
+        description="How long a QEMU that holds output may be without its daemon before its guard"
+        " kills it. QEMU would let the output go by itself after 66 minutes, when the other node"
+        " may long have taken over. The secondary has what clients know.",
     )
 
 

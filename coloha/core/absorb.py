@@ -12,12 +12,16 @@ from coloha.core.events import (
     ColoExited,
     CopyBad,
     Event,
+    FailoverRequested,
     GuestShutdown,
     Heard,
     Invited,
     Launched,
     LaunchFailed,
+    Leaving,
+    PauseRequested,
     PeriodChanged,
+    ProtectRequested,
     QemuExited,
     RecordRead,
     Role,
@@ -27,6 +31,7 @@ from coloha.core.events import (
     StartRequested,
     SwapDone,
     Timer,
+    Unattended,
     WitnessFailed,
 )
 from coloha.core.phases import Phase
@@ -51,6 +56,54 @@ def _heard(c: Context, event: Heard) -> None:
     # A node in INIT does not know its own state yet: what it says is true, but no sign of life.
     if event.peer.phase is not Phase.INIT:
         c.detector.heard(c.now, event.peer.pulse)
+    if event.peer.restarting:
+        _hold(c, f"{c.s.peer}'s daemon restarts")
+    if c.started and event.peer.pauses > c.durable.pauses:
+        _count_pauses(c, event.peer.pauses)
+
+
+def _unattended(c: Context, event: Unattended) -> None:
+    del event
+    _hold(c, f"{c.s.peer}'s host lives, its daemon does not")
+
+
+def _hold(c: Context, why: str) -> None:
+    if c.detector.hold(c.now, c.s.restart_hold_s):
+        c.tell("hold", f"{why}: it is given {c.s.restart_hold_s:g} s")
+
+
+def _count_pauses(c: Context, pauses: int) -> None:
+    """Take over a count of pauses and resumes, and say so if that changes anything."""
+    before = c.paused
+    c.persist(replace(c.durable, pauses=pauses))
+    c.actions.append(Beat())
+    if c.paused and not before:
+        c.tell("paused", "an operator wants no automatic failover", Severity.WARNING)
+    elif before and not c.paused:
+        c.tell("resumed", "failover is automatic again")
+
+
+def _pause_requested(c: Context, event: PauseRequested) -> None:
+    if event.paused != c.paused:
+        _count_pauses(c, c.durable.pauses + 1)
+
+
+def _failover_requested(c: Context, event: FailoverRequested) -> None:
+    c.ordered = event
+    c.ordered_at = c.now
+
+
+def _protect_requested(c: Context, event: ProtectRequested) -> None:
+    del event
+    c.turns.clear()
+    c.protect_backoff.reset()
+    c.protect_at = c.now
+
+
+def _leaving(c: Context, event: Leaving) -> None:
+    del event
+    c.leaving = True
+    c.actions.append(Beat())
 
 
 def _answered(c: Context) -> None:
@@ -73,7 +126,16 @@ def _record_read(c: Context, event: RecordRead) -> None:
         _witness_failed(c, WitnessFailed("its record is old: was it restored from a backup?"))
         return
     _answered(c)
-    c.record = event.record
+    _learn(c, event.record)
+
+
+def _learn(c: Context, record: Record | None) -> None:
+    """Take in what the record is; a new generation is a turn of the pair's fate."""
+    if c.record is not None and record is not None and record.generation > c.record.generation:
+        c.turns.append(c.now)
+        while len(c.turns) > c.s.flap_limit + 1:
+            c.turns.popleft()
+    c.record = record
 
 
 def _is_older(c: Context, record: Record | None) -> bool:
@@ -87,7 +149,7 @@ def _is_older(c: Context, record: Record | None) -> bool:
 
 def _swap_done(c: Context, event: SwapDone) -> None:
     _answered(c)
-    c.record = event.record
+    _learn(c, event.record)
 
 
 def _witness_failed(c: Context, event: WitnessFailed) -> None:
@@ -208,6 +270,7 @@ _ABSORBERS: dict[type, Callable[[Context, Any], None]] = {
     Started: _started,
     Timer: _timer,
     Heard: _heard,
+    Unattended: _unattended,
     RecordRead: _record_read,
     SwapDone: _swap_done,
     WitnessFailed: _witness_failed,
@@ -224,6 +287,10 @@ _ABSORBERS: dict[type, Callable[[Context, Any], None]] = {
     ChannelFailed: _channel_failed,
     PeriodChanged: _period_changed,
     StartRequested: _start_requested,
+    Leaving: _leaving,
+    PauseRequested: _pause_requested,
+    FailoverRequested: _failover_requested,
+    ProtectRequested: _protect_requested,
 }
 
 

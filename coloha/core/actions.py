@@ -57,6 +57,8 @@ class SwapRecord:
 
     expected: Record | None
     new: Record
+    by: str
+    """The node that asks, or `OPERATOR`."""
 
 
 @dataclass(frozen=True, slots=True)

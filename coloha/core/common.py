@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 
-from coloha.core.actions import DropChannel, Kill, Launch, Script, Severity
+from coloha.core.actions import DropChannel, Kill, Launch, Script, Severity, SwapRecord
 from coloha.core.context import Context
 from coloha.core.events import Adopted, ColoMode, Failure, Role, Run, ScriptDone
 from coloha.core.phases import Phase
-from coloha.core.record import first_record
+from coloha.core.record import OPERATOR, first_record
+
+SECONDARY_WAITS = 2
+"""A secondary waits so many times longer than its primary before it boots the VM anew (R8)."""
 
 KILL_AGAIN_S = 1.0
 INSIST_AGAIN_S = 0.5
@@ -161,6 +164,8 @@ def standby(c: Context) -> None:
         return
     if peer is not None and peer.generation > (record.generation if record else 0):
         c.hint()
+    if _seized(c) or _cold_start(c):
+        return
     if c.invited is None:
         c.wait(f"an invitation from {c.s.peer}")
         c.watch_record()
@@ -170,6 +175,35 @@ def standby(c: Context) -> None:
         c.read_record()
         return
     _answer_invitation(c)
+
+
+def _seized(c: Context) -> bool:
+    """Carry out an operator's order to run the VM here, whatever the other node does (R4)."""
+    if c.ordered is None or not c.ordered.forced or c.record is None:
+        return False
+    c.wait("the witness")
+    if c.read_at is None or c.read_at < c.ordered_at:
+        c.read_record()
+        return True
+    c.swap_record(c.record.take_over(c.s.me), OPERATOR)
+    if isinstance(c.asking, SwapRecord):
+        c.ordered = None  # once: a record that has changed meanwhile needs a new order
+        c.tell("seizing", f"an operator wants the VM of {c.s.peer} here", Severity.WARNING)
+    return True
+
+
+def _cold_start(c: Context) -> bool:
+    """Boot the VM anew after its copy here and its primary were lost together (R8)."""
+    record = c.record
+    if record is None or not record.protected or record.secondary != c.s.me or c.paused:
+        return False
+    silent_since = max(c.phase_since, c.detector.silent_at())
+    due = silent_since + SECONDARY_WAITS * c.s.cold_start_after_s
+    if not c.silent or c.now < due:
+        c.wake(due)
+        return False
+    c.own()  # from then on the record names this node
+    return True
 
 
 def _answer_invitation(c: Context) -> None:

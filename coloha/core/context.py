@@ -4,6 +4,7 @@ Events only change facts (`absorb.py`); each phase then looks at the facts and d
 (`primary.py`, `secondary.py`, `common.py`). So it never matters in which order facts arrived.
 """
 
+from collections import deque
 from dataclasses import dataclass, field, replace
 
 from coloha.core.actions import (
@@ -20,6 +21,7 @@ from coloha.core.actions import (
 from coloha.core.detector import Detector, Pulse
 from coloha.core.events import (
     Durable,
+    FailoverRequested,
     Invited,
     PeerState,
     Run,
@@ -66,6 +68,10 @@ class Settings:
     cold_start_after_s: float = 30.0
     retry_min_s: float = 0.5
     retry_max_s: float = 60.0
+    restart_hold_s: float = 0.0
+    flap_limit: int = 5
+    flap_window_s: float = 0.0
+    """More than `flap_limit` generations within this time are too many; 0 for no limit."""
 
 
 @dataclass(slots=True)
@@ -83,6 +89,10 @@ class Context:
     phase: Phase = Phase.INIT
     phase_since: float = 0.0
     started: bool = False
+    leaving: bool = False
+    ordered: FailoverRequested | None = None
+    """What an operator ordered and this phase has not yet done."""
+    ordered_at: float = 0.0
     durable: Durable = field(default_factory=Durable)
 
     record: Record | None = None
@@ -92,6 +102,8 @@ class Context:
     """A swap of ours may have been made, or may yet be."""
     witness_error: str | None = None
     witness_retry_at: float = float("-inf")
+    turns: deque[float] = field(default_factory=deque)
+    """When the last generations began, as far as this node saw it."""
 
     run: Run | None = None
     alive: bool = False
@@ -135,6 +147,7 @@ class Context:
     trouble: str | None = None
     """Why the VM is not protected, in words."""
     waiting: str | None = None
+    waiting_until: float | None = None
     """What this phase waits for, in words."""
 
     protect_backoff: Backoff = field(init=False)
@@ -174,6 +187,18 @@ class Context:
         return self.detector.silent(self.now)
 
     @property
+    def paused(self) -> bool:
+        """Whether an operator wants no automatic failover."""
+        return self.durable.paused
+
+    @property
+    def calm_at(self) -> float:
+        """When the pair has calmed down, if it fails over again and again; else long ago."""
+        if not self.s.flap_window_s or len(self.turns) <= self.s.flap_limit:
+            return float("-inf")
+        return self.turns[0] + self.s.flap_window_s
+
+    @property
     def heard(self) -> PeerState | None:
         """The other node's state if it is alive and has come to know its own."""
         if self.peer is None or self.silent or self.peer.phase is Phase.INIT:
@@ -186,6 +211,11 @@ class Context:
         return (
             self.peer is not None and self.session is not None and self.peer.gave_up == self.session
         )
+
+    @property
+    def may_hand_over(self) -> bool:
+        """Whether the other node can take over and would do so by itself."""
+        return self.peer_can_take_over and not self.paused
 
     @property
     def peer_can_take_over(self) -> bool:
@@ -207,6 +237,8 @@ class Context:
         self.phase = phase
         self.phase_since = self.now
         self.waiting = None
+        self.waiting_until = None
+        self.ordered = None
         self.again_at = self.now
         self.tries = 0
         self.checked = False
@@ -216,6 +248,7 @@ class Context:
     def wait(self, what: str, until: float | None = None) -> None:
         """Say what the phase waits for, and when to look again at the latest."""
         self.waiting = what
+        self.waiting_until = until
         if until is not None:
             self.wake(until)
 
@@ -280,8 +313,12 @@ class Context:
         else:
             self.wake(due)
 
-    def swap_record(self, new: Record) -> None:
-        """Ask for `new`; after a swap of unknown outcome, ask what the record is first."""
+    def swap_record(self, new: Record, by: str | None = None) -> None:
+        """Ask for `new`; after a swap of unknown outcome, ask what the record is first.
+
+        `by` is this node unless an operator asks.
+        """
+        by = by or self.s.me
         if self.doubt:
             self.read_record()
             return
@@ -290,10 +327,10 @@ class Context:
         if self.now < self.witness_retry_at:
             self.wake(self.witness_retry_at)
             return
-        problem = swap_problem(self.record, new, self.s.me)
+        problem = swap_problem(self.record, new, by)
         if problem is not None:
             raise InvariantError(f"swap of {self.record} to {new}: {problem}")
-        self.asking = SwapRecord(self.record, new)
+        self.asking = SwapRecord(self.record, new, by)
         self.actions.append(self.asking)
 
     def own(self) -> bool:

@@ -9,6 +9,10 @@ back: after a stall the other node gets at least as long again, up to the whole 
 credit together is bounded, or a node that is always late would never notice a death. (Lifeguard,
 Dadgar et al. 2018, widens the timeouts of a node by its own health for the same reason.)
 
+A hold puts off the verdict for a daemon that restarts: it said so, or its host answered that nobody
+listens on its port, so that the host at least lives. There is one hold between two heartbeats, and
+it is bounded. A hold only ever makes this node wait; the lease below knows nothing of it.
+
 The lease turns the same figure round. Heartbeats carry a pulse, a number that grows only while the
 machine makes steps, and carry back the newest pulse heard. A secondary calls the primary silent no
 earlier than one detection time after it heard a pulse, hence no earlier than one detection time
@@ -33,6 +37,8 @@ class Detector:
     """Start of the silence, if there is one."""
     pulse: int | None = None
     """The newest pulse heard."""
+    hold_until: float = float("-inf")
+    """Not before then is the other node silent."""
     _credited_s: float = 0.0
 
     @property
@@ -46,6 +52,7 @@ class Detector:
             return
         self.pulse = pulse
         self.heard_at = max(self.heard_at, now)
+        self.hold_until = float("-inf")
         self._credited_s = 0.0
 
     def stalled(self, now: float, stall_s: float) -> None:
@@ -55,9 +62,19 @@ class Detector:
             self._credited_s += credit
             self.heard_at = max(self.heard_at, now - self.detection_s + credit)
 
+    def hold(self, now: float, hold_s: float) -> bool:
+        """Wait `hold_s` for a daemon that restarts; return whether that is new.
+
+        A verdict that has been spoken stands, and a hold is not renewed by the same silence.
+        """
+        if self.hold_until > float("-inf") or self.silent(now):
+            return False
+        self.hold_until = now + hold_s
+        return True
+
     def silent_at(self) -> float:
         """Return when the other node is silent, if nothing is heard until then."""
-        return self.heard_at + self.detection_s
+        return max(self.heard_at + self.detection_s, self.hold_until)
 
     def silent(self, now: float) -> bool:
         """Return whether the other node is silent."""

@@ -34,6 +34,7 @@ class Durable:
     which this node lost its copy (R5, R6): the other node need not wait for it. `asked` is the
     session for which this node, as primary, asked the witness to say protected in that generation:
     such a swap may be made late, so the generation must end before output may flow freely again.
+    `pauses` counts the operator's pauses and resumes, on both nodes together; see `Durable.paused`.
     """
 
     lineage: str | None = None
@@ -41,6 +42,15 @@ class Durable:
     gave_up: int | None = None
     asked: int | None = None
     off: bool = False
+    pauses: int = 0
+
+    @property
+    def paused(self) -> bool:
+        """Whether an operator wants no automatic failover: the count is odd.
+
+        Nodes that hear each other agree on the highest count, so neither needs to be told twice.
+        """
+        return self.pauses % 2 == 1
 
 
 class Failure(StrEnum):
@@ -79,7 +89,8 @@ class PeerState:
     the sender as primary. `session` is the protection session it takes part in, `gave_up` the one
     whose copy it lost. `following`: its QEMU is in COLO as secondary and may be promoted. `pulse`
     grows with the machine's progress (a sender that stands still is not alive); `echo` is the
-    newest pulse it heard from the receiver, 0 for none.
+    newest pulse it heard from the receiver, 0 for none. `restarting`: the sender's daemon stops and
+    means to be back. `pauses` is `Durable.pauses`.
     """
 
     phase: Phase
@@ -92,6 +103,8 @@ class PeerState:
     committed: int
     pulse: int
     echo: int
+    restarting: bool = False
+    pauses: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +112,11 @@ class Heard:
     """A heartbeat of the other node."""
 
     peer: PeerState
+
+
+@dataclass(frozen=True, slots=True)
+class Unattended:
+    """The other node's host answered that nobody listens there: it lives, its daemon is away."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,10 +267,35 @@ class StartRequested:
     """An operator wants a VM that is off, or halted, to run."""
 
 
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """The daemon is about to stop and means to be back: begin nothing, ask the other to wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class PauseRequested:
+    """An operator wants no automatic failover, or wants it again."""
+
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FailoverRequested:
+    """An operator wants the VM on the other node, or, `forced`, on this one at any price."""
+
+    forced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ProtectRequested:
+    """An operator wants the next attempt to protect the VM now."""
+
+
 Event = (
     Started
     | Timer
     | Heard
+    | Unattended
     | RecordRead
     | SwapDone
     | WitnessFailed
@@ -269,4 +312,8 @@ Event = (
     | ChannelFailed
     | PeriodChanged
     | StartRequested
+    | Leaving
+    | PauseRequested
+    | FailoverRequested
+    | ProtectRequested
 )

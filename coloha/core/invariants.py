@@ -14,7 +14,7 @@ def check(c: Context) -> None:
         if isinstance(action, RunScript):
             problem = _script_problem(c, action)
         elif isinstance(action, SwapRecord):
-            problem = swap_problem(action.expected, action.new, c.s.me)
+            problem = swap_problem(action.expected, action.new, action.by)
         elif isinstance(action, Launch) and action.run.role is Role.PRIMARY and not c.owned:
             problem = "a VM is started only by the node that the record names alone"
         if problem is not None:

@@ -69,6 +69,8 @@ def solo(c: Context) -> None:
     elif c.now >= c.pulse.lease_until():
         c.trouble = f"{c.s.peer} does not hear this node"
         c.wait(f"{c.s.peer} to hear this node")
+    elif c.now < c.calm_at:
+        _calm_down(c)
     elif c.now < c.protect_at:
         c.wait("the next attempt to protect", c.protect_at)
     else:
@@ -79,6 +81,15 @@ def solo(c: Context) -> None:
         assert c.record is not None
         c.actions.append(Invite(c.session, c.record.generation))
         c.go(Phase.INVITE)
+
+
+def _calm_down(c: Context) -> None:
+    """Do not protect a pair that fails over again and again: each time costs a full copy."""
+    why = f"more than {c.s.flap_limit} generations within {c.s.flap_window_s:g} s"
+    if c.trouble != why:
+        c.trouble = why
+        c.tell("flapping", f"{why}: protection waits, or for coloha protect", Severity.ERROR)
+    c.wait("the pair to calm down (coloha protect tries at once)", c.calm_at)
 
 
 def _answers(c: Context, outcome: ScriptDone | ScriptFailed | None) -> bool:
@@ -205,7 +216,8 @@ def _epochs(c: Context) -> str | None:
         return broken
     if c.now >= c.committed_at + c.s.stall_timeout_s:
         return f"no commit for {c.s.stall_timeout_s:g} s"
-    if c.now >= max(c.pulse.lease_until(), c.phase_since) + c.s.stall_timeout_s:
+    unheard_since = max(c.pulse.lease_until(), c.phase_since, c.detector.hold_until)
+    if c.now >= unheard_since + c.s.stall_timeout_s:
         return f"{c.s.peer} has not heard this node for {c.s.stall_timeout_s:g} s"
     c.wake(c.committed_at + c.s.stall_timeout_s)
     if c.script is not None:
@@ -213,6 +225,8 @@ def _epochs(c: Context) -> str | None:
     if c.releasable and c.now < c.pulse.lease_until():
         c.releasable = False
         c.start(Script.RELEASE, c.s.stall_timeout_s)
+    elif c.leaving:
+        pass  # the next life of this daemon begins the next epoch
     elif c.now >= c.pacing.due_at():
         c.releasable = False
         c.pacing.begin(c.now)
@@ -235,7 +249,7 @@ def arm(c: Context) -> None:
         c.protect_backoff.reset()
         c.tell("protected", f"{c.s.peer} follows and may take over")
         c.go(Phase.PROTECTED)
-    elif broken == HUNG and c.durable.asked == c.session and c.peer_can_take_over:
+    elif broken == HUNG and c.durable.asked == c.session and c.may_hand_over:
         _kill_hung(c)
     elif broken is not None:
         _not_now(c, broken)
@@ -271,11 +285,15 @@ def protected(c: Context) -> None:
     c.watch_record()
     # A swap of unknown outcome may have been made after all.
     broken = _epochs(c) if c.guarded else "the record says that there is no secondary"
+    if broken is None and c.ordered is not None and c.may_hand_over:
+        c.tell("failover-ordered", f"QEMU is killed, {c.s.peer} takes over", Severity.WARNING)
+        c.go(Phase.KILL)
+        return
     if broken is None:
         c.wait("the next epoch")
         return
     c.trouble = broken
-    if broken == HUNG and c.peer_can_take_over:
+    if broken == HUNG and c.may_hand_over:
         _kill_hung(c)
     else:
         c.tell("unprotected", broken, Severity.WARNING)
@@ -296,7 +314,7 @@ def defend(c: Context) -> None:
         c.trouble = "QEMU closed its monitor"
         c.tell("monitor-lost", f"{c.trouble}: it is dying, or is killed now", Severity.ERROR)
         c.go(Phase.KILL)
-    elif isinstance(outcome, ScriptFailed) and c.peer_can_take_over:
+    elif isinstance(outcome, ScriptFailed) and c.may_hand_over:
         c.trouble = HUNG
         _kill_hung(c)
     elif outcome is None and not c.checked:
@@ -356,7 +374,9 @@ def yielded(c: Context) -> None:
     both_lost = c.peer_gave_up or (
         peer is not None and peer.phase is Phase.STANDBY and peer.session != c.session
     )
-    abandoned = peer is None and c.now >= c.phase_since + c.s.cold_start_after_s
+    abandoned = (
+        peer is None and c.now >= c.phase_since + c.s.cold_start_after_s and not c.paused
+    ) or (c.ordered is not None and c.ordered.forced)
     if not record.protected or both_lost or abandoned:
         if c.own():
             c.trouble = "both copies of the VM were lost"

@@ -8,12 +8,16 @@ learns that it did not.
     protected(g, A, B, s)  ---->  solo(g+1, A)                 R2, by A only
     protected(g, A, B, s)  ---->  solo(g+1, B)                 R2, by B only
     solo(g, A)  --------------->  solo(g+1, A)                 R4, by A only
+    any record of generation g  ->  solo(g+1, A)               R4, by an operator, for A
 
 A generation is protected at most once, in one session: leaving `protected` always ends it. That is
 why a late or repeated swap can do no harm: what it expects is gone for good.
 """
 
 from dataclasses import dataclass, replace
+
+OPERATOR = "an operator"
+"""Who asks for a swap that only a person may decide. No node can be called so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ def swap_problem(current: Record | None, new: Record, by: str) -> str | None:
         return None
     if new.lineage != current.lineage:
         return "a record never changes its lineage"
+    if by == OPERATOR:
+        return None if new == current.take_over(new.primary) else "R4: an operator takes over"
     if not current.protected and by != current.primary:
         return f"R4: only {current.primary} may change {current}"
     if by not in (current.primary, current.secondary):

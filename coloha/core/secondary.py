@@ -104,6 +104,10 @@ def follow(c: Context) -> None:
     peer = c.heard
     if not _guards(c) and peer is not None and peer.phase is Phase.PROTECTED:
         c.hint()
+    if _primary_gone(c) and c.paused and c.ordered is None:
+        c.hint()
+        c.wait("an operator: failover is paused (coloha resume, or coloha failover)")
+        return
     if _primary_gone(c) and c.now >= c.again_at:
         c.go(Phase.CLAIM)
         return

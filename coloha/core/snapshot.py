@@ -35,6 +35,11 @@ class Snapshot:
     protected: bool
     why_not: str | None
     waiting: str | None
+    waiting_until: float | None
+    paused: bool
+    silent: bool
+    busy: bool
+    """A script is under way."""
     generation: int
     record: str
     committed: int
@@ -67,6 +72,10 @@ def take(c: Context) -> Snapshot:
         protected=protected,
         why_not=None if protected else c.trouble or c.waiting or f"phase {c.phase}",
         waiting=c.waiting,
+        waiting_until=c.waiting_until,
+        paused=c.paused,
+        silent=c.silent,
+        busy=c.script is not None,
         generation=c.record.generation if c.record else c.durable.generation,
         record=str(c.record) if c.record else "none",
         committed=c.committed,
@@ -95,4 +104,6 @@ def _wire(c: Context) -> PeerState:
         committed=c.committed,
         pulse=c.pulse.number,
         echo=c.detector.pulse or 0,
+        restarting=c.leaving,
+        pauses=c.durable.pauses,
     )

@@ -15,7 +15,7 @@
         56    16  candidate: a receiver's nonce seen, but not proven, and its newest sequence,
                   else 0
         72    64  per pair: name hash, generation, session, gave up, commits, pulse, echo (8
-                  each), phase 1, flags 1, zero 6
+                  each), phase 1, flags 1, pauses 4, zero 2
        end    32  HMAC-SHA256 over all that precedes, under the shared key
 
 A datagram counts only if it carries this node's own nonce in `echo` or `candidate`: it was then
@@ -48,10 +48,11 @@ MAX_PAIRS = 20
 _MAGIC = b"CoHA"
 _VERSION = 1
 _HEADER = struct.Struct("!4sBBBx8s8sQQQQQQ")
-_PAIR = struct.Struct("!8sQQQQQQBB6x")
+_PAIR = struct.Struct("!8sQQQQQQBBI2x")
 _MAC_BYTES = 32
 _PHASES = tuple(Phase)
-_OWNER, _FOLLOWING, _COLO_EXITED, _HAS_SESSION, _HAS_GIVEN_UP = 1, 2, 4, 8, 16
+_OWNER, _FOLLOWING, _COLO_EXITED = 1, 2, 4
+_HAS_SESSION, _HAS_GIVEN_UP, _RESTARTING = 8, 16, 32
 
 
 class Reject(StrEnum):
@@ -192,6 +193,7 @@ def _pack_pair(name: str, state: PeerState) -> bytes:
         | _COLO_EXITED * state.colo_exited
         | _HAS_SESSION * (state.session is not None)
         | _HAS_GIVEN_UP * (state.gave_up is not None)
+        | _RESTARTING * state.restarting
     )
     return _PAIR.pack(
         name_hash(name),
@@ -203,12 +205,13 @@ def _pack_pair(name: str, state: PeerState) -> bytes:
         state.echo,
         _PHASES.index(state.phase),
         flags,
+        state.pauses,
     )
 
 
 def _unpack_pair(body: bytes, offset: int) -> tuple[bytes, PeerState]:
-    name, generation, session, gave_up, committed, pulse, echo, phase, flags = _PAIR.unpack_from(
-        body, offset
+    name, generation, session, gave_up, committed, pulse, echo, phase, flags, pauses = (
+        _PAIR.unpack_from(body, offset)
     )
     if phase >= len(_PHASES):
         raise RejectedError(Reject.MALFORMED)
@@ -223,4 +226,6 @@ def _unpack_pair(body: bytes, offset: int) -> tuple[bytes, PeerState]:
         committed=committed,
         pulse=pulse,
         echo=echo,
+        restarting=bool(flags & _RESTARTING),
+        pauses=pauses,
     )

@@ -35,6 +35,16 @@ class Files:
         return self.directory / "stderr.log"
 
     @property
+    def held(self) -> Path:
+        """Exists while this QEMU holds output, and is touched while somebody looks after it."""
+        return self.directory / "held"
+
+    @property
+    def guard_lock(self) -> Path:
+        """Locked by the run's guard."""
+        return self.directory / "guard.lock"
+
+    @property
     def console(self) -> Path:
         """What the guest wrote to its serial console."""
         return self.directory / "console.log"

@@ -1,6 +1,7 @@
 """The daemon: everything a node runs, from the configuration to the last farewell."""
 
 import asyncio
+import contextlib
 import fcntl
 import gc
 import logging
@@ -24,9 +25,9 @@ from coloha.adapters.witness import Witness
 from coloha.adapters.witness_file import FileWitness
 from coloha.config import Config, PairConfig, changed_settings, live_settings, read_key
 from coloha.core.actions import Severity
-from coloha.core.events import PeerState
+from coloha.core.events import PauseRequested, PeerState, ProtectRequested
 from coloha.core.wire import Link
-from coloha.errors import ConfigError, StartError
+from coloha.errors import ConfigError, OrderError, StartError
 from coloha.runtime.metrics import Metrics, Totals
 from coloha.runtime.occurrences import Occurrence, Occurrences
 from coloha.runtime.pair import PairRuntime, Services
@@ -34,6 +35,10 @@ from coloha.runtime.status import as_dict
 from coloha.runtime.store import Store
 
 log = logging.getLogger(__name__)
+
+FINISH_S = 1.0
+"""How long the daemon's end waits for an epoch under way."""
+FAREWELLS = 3
 
 THREAD_SWITCH_S = 0.001
 """How long a thread may keep the interpreter from the event loop: metrics must not delay epochs."""
@@ -74,7 +79,15 @@ class Daemon:
             self._pairs[pair.name] = PairRuntime(pair, self._witness(pair), services)
         self._channels = ChannelServer(host.node, key, self._offered)
         self._control = ControlServer(
-            {"status": self._status, "events": self._events, "start": self._start}
+            {
+                "status": self._status,
+                "events": self._events,
+                "start": self._start,
+                "pause": self._order,
+                "resume": self._order,
+                "protect": self._order,
+                "failover": self._failover,
+            }
         )
         try:
             await self._open()
@@ -87,6 +100,7 @@ class Daemon:
         pumps = [asyncio.create_task(pair.run(), name=pair.name) for pair in self._pairs.values()]
         try:
             await self._stopping.wait()
+            await self._announce()
         finally:
             await self._close(pumps, services)
 
@@ -115,11 +129,15 @@ class Daemon:
                 interval_s=min(pair.heartbeat.interval for pair in pairs),
                 states=_states_of(self._pairs, [pair.name for pair in pairs]),
                 deliver=self._deliver,
+                unattended=self._unattended,
             )
         return Heartbeats(self._peers)
 
     def _deliver(self, pair: str, state: PeerState) -> None:
         self._pairs[pair].heard(state)
+
+    def _unattended(self, pair: str) -> None:
+        self._pairs[pair].unattended()
 
     def _offered(self, offer: Offer) -> None:
         pair = self._pairs.get(offer.request.pair)
@@ -161,6 +179,19 @@ class Daemon:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    async def _announce(self) -> None:
+        """Finish the epochs under way, and have the other nodes wait for the next life."""
+        for pair in self._pairs.values():
+            pair.leave()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FINISH_S):
+                while not all(pair.idle for pair in self._pairs.values()):  # noqa: ASYNC110
+                    await asyncio.sleep(FINISH_S / 100)
+        for _ in range(FAREWELLS):  # any of them may get lost
+            for peer in self._peers:
+                self._heartbeats.beat(peer)
+            await asyncio.sleep(FINISH_S / 100)
 
     async def _close(self, pumps: list[asyncio.Task[None]], services: Services) -> None:
         for pump in pumps:
@@ -243,6 +274,37 @@ class Daemon:
             return
         problem = pair.start()
         yield {"ok": True} if problem is None else {"error": problem}
+
+    async def _order(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
+        verb = request["verb"]
+        event = ProtectRequested() if verb == "protect" else PauseRequested(verb == "pause")
+        try:
+            self._named(request).order(event)
+        except OrderError as error:
+            yield {"error": str(error)}
+        else:
+            yield {"ok": True}
+
+    async def _failover(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
+        planned = request.get("planned")
+        try:
+            pair = self._named(request)
+            plan = pair.failover(forced=bool(request.get("forced")), planned=planned)
+        except OrderError as error:
+            yield {"error": str(error)}
+        else:
+            generation = pair.snapshot.generation if pair.snapshot is not None else 0
+            yield {"ok": {"plan": plan, "generation": generation}}
+
+    def _named(self, request: Mapping[str, Any]) -> PairRuntime:
+        """Return the pair that a request names.
+
+        :raises OrderError: if there is none.
+        """
+        pair = self._pairs.get(str(request.get("pair")))
+        if pair is None:
+            raise OrderError(f"no pair {request.get('pair')!r} on this node")
+        return pair
 
 
 def _states_of(

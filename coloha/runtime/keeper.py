@@ -13,8 +13,10 @@ from coloha.adapters.channel import Offer, Request, invite, tune
 from coloha.config.model import HostConfig, PairConfig
 from coloha.core.actions import RunScript, Script
 from coloha.core.events import (
+    Adopted,
     ChannelFailed,
     ChannelReady,
+    ColoMode,
     Event,
     Failure,
     Invited,
@@ -28,9 +30,10 @@ from coloha.core.events import (
 from coloha.errors import AuthenticationError, ChannelError, LaunchError, StoreError
 from coloha.qemu import command_line, versions
 from coloha.qemu.command_line import Files
-from coloha.qemu.process import ChildLauncher, Launcher
+from coloha.qemu.process import ChildLauncher, Launcher, Process
 from coloha.qemu.scripts import ScriptError
 from coloha.qemu.vm import Vm
+from coloha.runtime.guards import Guard
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +76,7 @@ class Keeper:
         self._directory = host.runtime_directory / config.name
         self._traits = versions.Traits(config.vm.machine, config.vm.accelerator)
         self.vm: Vm | None = None
+        self._guard: Guard | None = None
         self._launching: asyncio.Task[None] | None = None
         self._script: asyncio.Task[None] | None = None
         self._offers: dict[int, Offer] = {}
@@ -101,9 +105,21 @@ class Keeper:
             raise StoreError(f"several QEMUs of this pair run here (pids {pids}): end all but one")
         for process, run in found:
             self.vm = self._make(run)
-            self.vm.hold(process)
+            self._hold(self.vm, process)
             return run
         return None
+
+    def _hold(self, vm: Vm, process: Process) -> None:
+        vm.hold(process)
+        if self._guard is not None:
+            self._guard.close()
+        after_s = self._config.recovery.orphan_after
+        self._guard = Guard(vm.files, process.pid, after_s, self._launcher)
+
+    def tend(self, now: float) -> None:
+        """Say that the pump goes on: QEMU is looked after."""
+        if self._guard is not None and self.vm is not None and self.vm.pid is not None:
+            self._guard.tend(now)
 
     async def _trim(self) -> None:
         """Keep the guest's console within bounds. QEMU appends to it, so it can be emptied."""
@@ -132,7 +148,7 @@ class Keeper:
             vm = self.vm = self._make(run)
             self._make_room(vm.files)
             argv = command_line.build(self._config.name, self._config.vm, run, vm.files)
-            vm.hold(self._launcher.start(argv, vm.files.stderr))
+            self._hold(vm, self._launcher.start(argv, vm.files.stderr))
             await vm.connect()
         except (LaunchError, OSError) as error:
             if vm is not None:
@@ -202,13 +218,26 @@ class Keeper:
             self._see_fit(action, vm)
             if action.script is Script.ADOPT or (vm.lost and action.script is not Script.CHECK):
                 await vm.connect(action.timeout_s)
+            if action.script is Script.ARM and self._guard is not None:
+                await self._guard.hold()
             result = await vm.perform(action.script, action.timeout_s, channel)
+            self._see_guarded(action.script, result)
         except ScriptError as error:
             self._post(ScriptFailed(action.number, error.failure, error.reason))
         except LaunchError as error:
             self._post(ScriptFailed(action.number, Failure.SILENT, str(error)))
         else:
             self._post(ScriptDone(action.number, result))
+
+    def _see_guarded(self, script: Script, result: object) -> None:
+        """Tell the guard whether QEMU holds output."""
+        if self._guard is None:
+            return
+        if script is Script.LEAVE_COLO:
+            self._guard.release()
+        elif isinstance(result, Adopted) and result.colo is ColoMode.PRIMARY:
+            self._guard.mark()
+            self._guard.start()
 
     def _see_fit(self, action: RunScript, vm: Vm) -> None:
         """See that the secondary's QEMU understands the primary's.
@@ -327,6 +356,8 @@ class Keeper:
                 connection.close()
         if self.vm is not None:
             vm, self.vm = self.vm, None
+            if self._guard is not None:
+                self._guard.close()
             vm.quiet = True
             await vm.close()
 

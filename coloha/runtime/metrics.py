@@ -25,6 +25,7 @@ class PairGauges:
     generation: int
     committed: int
     witness_reachable: bool
+    paused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +138,14 @@ def _of_pairs(pairs: list[PairGauges]) -> Iterator[Metric]:
     reachable = GaugeMetricFamily(
         "coloha_pair_witness_reachable", "Whether the witness answered last time.", labels=["pair"]
     )
+    paused = GaugeMetricFamily(
+        "coloha_pair_paused", "Whether an operator has paused failover.", labels=["pair"]
+    )
     for pair in pairs:
         phase.add_metric([pair.pair, pair.phase], 1)
         protected.add_metric([pair.pair], pair.protected)
         generation.add_metric([pair.pair], pair.generation)
         committed.add_metric([pair.pair], pair.committed)
         reachable.add_metric([pair.pair], pair.witness_reachable)
-    yield from (phase, protected, generation, committed, reachable)
+        paused.add_metric([pair.pair], pair.paused)
+    yield from (phase, protected, generation, committed, reachable, paused)

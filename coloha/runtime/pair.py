@@ -38,24 +38,30 @@ from coloha.core.context import Settings
 from coloha.core.events import (
     Committed,
     Event,
+    FailoverRequested,
     Heard,
+    Leaving,
+    PauseRequested,
     PeerState,
     PeriodChanged,
+    ProtectRequested,
     RecordRead,
     ScriptDone,
     Started,
     StartRequested,
     SwapDone,
     Timer,
+    Unattended,
     WitnessFailed,
 )
 from coloha.core.machine import PairMachine
-from coloha.core.phases import Phase
+from coloha.core.phases import HOLDING, Phase
 from coloha.core.snapshot import Snapshot
-from coloha.errors import ColohaError, StoreError
+from coloha.errors import ColohaError, OrderError, StoreError
 from coloha.runtime.keeper import Keeper
 from coloha.runtime.metrics import Metrics, PairGauges
 from coloha.runtime.occurrences import Occurrences
+from coloha.runtime.orders import failover_plan
 from coloha.runtime.store import Store
 
 log = logging.getLogger(__name__)
@@ -134,6 +140,11 @@ class PairRuntime:
         else:
             self.dropped += 1
 
+    def unattended(self) -> None:
+        """Take note that nobody listens on the other node; the next one says so again."""
+        if self._inbox.qsize() < INBOX // 2:
+            self._inbox.put_nowait(Unattended())
+
     def offered(self, offer: Offer) -> None:
         """Take an authenticated invitation for this pair."""
         self.keeper.offered(offer)
@@ -164,6 +175,46 @@ class PairRuntime:
             )
         return None
 
+    def order(self, event: PauseRequested | ProtectRequested) -> None:
+        """Do as an operator says.
+
+        :raises OrderError: if there is no pump to do it.
+        """
+        self._see_pumping()
+        self.post(event)
+
+    def failover(self, *, forced: bool, planned: int | None) -> list[str]:
+        """Return what a failover would do now; do it if `planned`, the generation that an operator
+        was shown a plan for, is still the one.
+
+        :raises OrderError: if it is refused.
+        """
+        snapshot = self._see_pumping()
+        plan = failover_plan(snapshot, time.monotonic(), forced=forced)
+        if planned is not None:
+            if planned != snapshot.generation:
+                raise OrderError(f"the generation is {snapshot.generation} by now: look again")
+            self.post(FailoverRequested(forced))
+        return plan
+
+    def leave(self) -> None:
+        """Prepare for the daemon's end; see `idle`."""
+        if self.snapshot is not None:
+            self.post(Leaving())
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is under way that the daemon's end would cut short."""
+        snapshot = self.snapshot
+        if snapshot is None or self.trouble is not None:
+            return True
+        return snapshot.wire.restarting and not (snapshot.phase in HOLDING and snapshot.busy)
+
+    def _see_pumping(self) -> Snapshot:
+        if self.snapshot is None or self.trouble is not None:
+            raise OrderError(f"{self.name} has failed: {self.trouble or 'it is starting'}")
+        return self.snapshot
+
     def gauges(self) -> PairGauges:
         """Return what is measured."""
         snapshot = self.snapshot
@@ -176,6 +227,7 @@ class PairRuntime:
             generation=snapshot.generation,
             committed=snapshot.committed,
             witness_reachable=snapshot.witness_error is None,
+            paused=snapshot.paused,
         )
 
     @property
@@ -225,6 +277,7 @@ class PairRuntime:
                 actions = machine.step(event, now)
                 self._observe(event)
                 await self._carry_out(actions, machine.snapshot())
+                self.keeper.tend(now)
                 self._arm(machine.deadline())
         finally:
             if self._timer is not None:
@@ -245,6 +298,9 @@ class PairRuntime:
             sync_timeout_s=config.recovery.sync_timeout,
             cold_start_after_s=config.recovery.cold_start_after,
             retry_max_s=config.recovery.retry_max,
+            restart_hold_s=config.heartbeat.restart_hold,
+            flap_limit=config.recovery.flap_limit,
+            flap_window_s=config.recovery.flap_window,
         )
 
     def _arm(self, deadline: float) -> None:
@@ -336,9 +392,8 @@ class PairRuntime:
             self.post(RecordRead(record))
 
     async def _swap_record(self, swap: SwapRecord) -> None:
-        me = self._services.host.node
         try:
-            record = await self._witness.swap(self.name, swap.expected, swap.new, me)
+            record = await self._witness.swap(self.name, swap.expected, swap.new, swap.by)
         except WitnessError as error:
             self.post(WitnessFailed(str(error), error.unknown))
         else:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from coloha.core.snapshot import Snapshot
 from coloha.runtime.pair import PairRuntime
 
 
@@ -22,6 +21,8 @@ def as_dict(pair: PairRuntime, now: float) -> dict[str, Any]:
         "protected": snapshot.protected and pair.trouble is None,
         "why_not": pair.trouble or snapshot.why_not,
         "waits_for": snapshot.waiting,
+        "waits_at_most_s": _left(snapshot.waiting_until, now, least=0.0),
+        "paused": snapshot.paused,
         "generation": snapshot.generation,
         "record": snapshot.record,
         "epochs": snapshot.committed,
@@ -31,7 +32,7 @@ def as_dict(pair: PairRuntime, now: float) -> dict[str, Any]:
         "committed_age_s": _age(snapshot.committed_at, now),
         "held_age_s": _age(snapshot.held_since, now),
         "heartbeat_age_s": _age(snapshot.heard_at, now),
-        "lease_left_s": _left(snapshot, now),
+        "lease_left_s": _left(snapshot.lease_until, now),
         "witness_error": snapshot.witness_error,
         "qemu": {
             "run": snapshot.run,
@@ -46,5 +47,5 @@ def _age(since: float | None, now: float) -> float | None:
     return None if since is None else round(max(0.0, now - since), 4)
 
 
-def _left(snapshot: Snapshot, now: float) -> float | None:
-    return None if snapshot.lease_until is None else round(snapshot.lease_until - now, 4)
+def _left(until: float | None, now: float, least: float = float("-inf")) -> float | None:
+    return None if until is None else round(max(until - now, least), 4)

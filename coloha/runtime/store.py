@@ -77,6 +77,9 @@ class Store:
         return self._directory / f"{pair}.json"
 
 
+_ADDED = {"pauses"}
+"""Left out by earlier versions."""
+
 _KINDS = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(Durable).items()}
 
 
@@ -89,7 +92,7 @@ def _durable(content: object) -> Durable:
         raise ValueError("not a state")
     if content.pop("format") != FORMAT:
         raise ValueError("it was written by another version of coloha")
-    if content.keys() != _KINDS.keys():
+    if not _KINDS.keys() - _ADDED <= content.keys() <= _KINDS.keys():
         raise ValueError(f"it must hold exactly {', '.join(_KINDS)}")
     for name, value in content.items():
         if type(value) not in _KINDS[name]:

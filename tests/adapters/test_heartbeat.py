@@ -64,6 +64,7 @@ class Node:
     interval_s: float = INTERVAL_S
     pairs: dict[str, PeerState] = field(default_factory=lambda: {"vm": state()})
     heard: list[tuple[str, PeerState]] = field(default_factory=list)
+    unattended: list[str] = field(default_factory=list)
     heartbeats: Heartbeats | None = None
     peer: Peer | None = None
 
@@ -75,6 +76,7 @@ class Node:
             self.interval_s,
             states=lambda: self.pairs,
             deliver=lambda pair, said: self.heard.append((pair, said)),
+            unattended=self.unattended.append,
         )
         self.heartbeats = Heartbeats({peer: self.peer})
         await self.heartbeats.start(("127.0.0.1", 0))
@@ -85,6 +87,14 @@ class Node:
         assert self.heartbeats is not None
         self.heartbeats.stop()
         self.way.target = None
+
+    def redirect(self, address: Address) -> None:
+        """Send to another address from now on."""
+        assert self.peer is not None
+        self.peer.address = address
+        if self.peer.connection is not None:
+            self.peer.connection.close()
+            self.peer.connection = None
 
     @property
     def rejected(self) -> dict[str, int]:
@@ -404,11 +414,33 @@ def test_a_network_that_refuses_is_counted_and_tried_again(run: Runner) -> None:
             assert alpha.heartbeats is not None
             heartbeats = alpha.heartbeats
             # Without SO_BROADCAST the kernel refuses this at once, as it does without a route.
-            alpha.peer.address = ("255.255.255.255", 9)
+            alpha.redirect(("255.255.255.255", 9))
             await eventually(lambda: heartbeats.send_errors > 3, "refused again and again")
             alpha.peer.address = beta.way.address
             await beta.heard_again()
             await alpha.heard_again()
+
+    run(main())
+
+
+def test_a_daemon_that_is_away_is_told_from_a_host_that_is(run: Runner) -> None:
+    async def main() -> None:
+        async with nodes() as (alpha, beta):
+            await alpha.heard_again()
+            assert alpha.unattended == []
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+                closed.bind(("127.0.0.1", 0))
+                nobody = closed.getsockname()
+            assert alpha.peer is not None
+            alpha.redirect(nobody)
+            await eventually(lambda: len(alpha.unattended) > 3, "the kernel's answers")
+            assert set(alpha.unattended) == {"vm"}
+            # A datagram that is refused does not keep the next one from being sent.
+            alpha.redirect(beta.way.address)
+            await alpha.heard_again()
+            alpha.unattended.clear()
+            await alpha.heard_again()
+            assert alpha.unattended == []
 
     run(main())
 

@@ -33,6 +33,8 @@ def pair(phase: str = "protected", **changes: Any) -> dict[str, Any]:
         "protected": phase in ("protected", "follow"),
         "why_not": None if phase in ("protected", "follow") else "QEMU died",
         "waits_for": None,
+        "waits_at_most_s": None,
+        "paused": False,
         "generation": 7,
         "record": "protected(7, alpha, beta)",
         "epochs": 1234,
@@ -114,6 +116,16 @@ def test_a_primary_alone() -> None:
 def test_an_unreachable_witness_is_loud() -> None:
     shown = lines(pair(witness_error="/srv/witness hangs: the file system does not answer"))
     assert any("UNREACHABLE: /srv/witness hangs" in line for line in shown)
+
+
+def test_a_pause_is_loud() -> None:
+    assert any("PAUSED by an operator" in line for line in lines(pair(paused=True)))
+    assert not any("PAUSED" in line for line in lines(pair()))
+
+
+def test_how_long_it_waits_at_most() -> None:
+    shown = lines(pair("solo", waits_for="the pair to calm down", waits_at_most_s=75.0))
+    assert "  waits for     the pair to calm down (at most 75.0 s)" in shown
 
 
 def test_a_failed_pair_has_a_reason_and_nothing_made_up() -> None:

@@ -19,8 +19,9 @@ from lab.namespace import CHECKOUT
 from tests.cli.support import FakeDaemon, configure
 from tests.config.support import PAIR, edit
 
-VERBS = ("run", "check", "status", "events", "start", "schema")
-ASKING: dict[str, list[str]] = {"status": [], "events": [], "start": ["web"]}
+ORDERS = ("start", "failover", "pause", "resume", "protect")
+VERBS = ("run", "check", "status", "events", *ORDERS, "schema")
+ASKING: dict[str, list[str]] = {"status": [], "events": [], **{verb: ["web"] for verb in ORDERS}}
 """Verbs that ask the daemon, and what they need to be told."""
 CONFIGURED: dict[str, list[str]] = {**ASKING, "run": [], "check": []}
 

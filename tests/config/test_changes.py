@@ -18,8 +18,9 @@ FULL = (
     )
     + "  timeout: 1s\nfirst_primary: alpha\n"
     "checkpoint: {mode: buffer, period: 50ms, stall_timeout: 3s}\n"
-    "heartbeat: {interval: 100ms, misses: 5}\n"
-    "recovery: {sync_timeout: 10m, retry_max: 60s, cold_start_after: 30s}\n"
+    "heartbeat: {interval: 100ms, misses: 5, restart_hold: 5s}\n"
+    "recovery: {sync_timeout: 10m, retry_max: 60s, cold_start_after: 30s, flap_limit: 5,"
+    " flap_window: 12m, orphan_after: 9m}\n"
 )
 
 SHARED = [
@@ -41,6 +42,7 @@ SHARED = [
     ("stall_timeout: 3s", "stall_timeout: 4s", "checkpoint.stall_timeout"),
     ("interval: 100ms", "interval: 101ms", "heartbeat.interval"),
     ("misses: 5", "misses: 6", "heartbeat.misses"),
+    ("restart_hold: 5s", "restart_hold: 6s", "heartbeat.restart_hold"),
 ]
 
 LOCAL = [
@@ -54,6 +56,9 @@ LOCAL = [
     ("sync_timeout: 10m", "sync_timeout: 11m", "recovery.sync_timeout"),
     ("retry_max: 60s", "retry_max: 61s", "recovery.retry_max"),
     ("cold_start_after: 30s", "cold_start_after: 31s", "recovery.cold_start_after"),
+    ("flap_limit: 5", "flap_limit: 6", "recovery.flap_limit"),
+    ("flap_window: 12m", "flap_window: 13m", "recovery.flap_window"),
+    ("orphan_after: 9m", "orphan_after: 8m", "recovery.orphan_after"),
 ]
 
 
@@ -149,7 +154,7 @@ def test_fingerprint_is_stable() -> None:
         vm={"memory": "128MiB", "nics": [{"mac": "52:54:00:12:34:56", "bridge": "br0"}]},
         witness={"type": "file", "directory": "/srv"},
     )
-    expected = "b712c05cbb8bd9d77c4e50fa33626587b69d82066a90546ac976a60072a61f04"
+    expected = "53834434994fbe5d354dddc72e1fa35117250edcc8a01d612684b4da50aa35d1"
     assert pair.fingerprint() == expected
 
 

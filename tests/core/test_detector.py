@@ -30,6 +30,33 @@ def test_a_pulse_that_stands_still_is_no_life() -> None:
     assert not judge.silent(10.8)
 
 
+def test_a_hold_puts_off_the_verdict_once() -> None:
+    judge = detector()
+    assert judge.hold(10.4, 3.0)
+    assert not judge.hold(10.9, 3.0)
+    assert not judge.silent(13.39)
+    assert judge.silent(13.41)
+    assert not judge.hold(13.5, 3.0)
+    assert judge.silent(13.5)
+
+
+def test_a_hold_ends_with_a_sign_of_life() -> None:
+    judge = detector()
+    judge.hold(10.4, 3.0)
+    judge.heard(11.0, pulse=1)
+    assert judge.silent(11.51)
+    assert not judge.hold(11.51, 3.0)
+    judge.heard(11.6, pulse=2)
+    assert judge.hold(11.7, 0.1)
+    assert not judge.silent(12.0)
+
+
+def test_a_verdict_that_was_spoken_stands() -> None:
+    judge = detector()
+    assert not judge.hold(10.51, 3.0)
+    assert judge.silent(10.51)
+
+
 @pytest.mark.parametrize(("stall", "patience"), [(0.06, 0.06), (0.3, 0.3), (0.5, 0.5), (9.0, 0.5)])
 def test_a_stall_of_ours_is_given_back(stall: float, patience: float) -> None:
     judge = detector()

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coloha.core.record import Record, first_record, swap_problem
+from coloha.core.record import OPERATOR, Record, first_record, swap_problem
 
 SOLO = Record("x", 4, "alpha")
 GUARDED = SOLO.protect("beta", 7)
@@ -18,6 +18,8 @@ GUARDED = SOLO.protect("beta", 7)
         (SOLO, SOLO.take_over("alpha"), "alpha"),
         (GUARDED, GUARDED.take_over("alpha"), "alpha"),
         (GUARDED, GUARDED.take_over("beta"), "beta"),
+        (SOLO, SOLO.take_over("beta"), OPERATOR),
+        (GUARDED, GUARDED.take_over("beta"), OPERATOR),
     ],
 )
 def test_allowed(current: Record | None, new: Record, by: str) -> None:
@@ -45,6 +47,11 @@ def test_allowed(current: Record | None, new: Record, by: str) -> None:
         (GUARDED, SOLO.protect("beta", 8), "alpha", "R1"),
         (GUARDED, GUARDED.take_over("gamma"), "gamma", "no part"),
         (SOLO, Record("y", 5, "alpha"), "alpha", "lineage"),
+        (SOLO, Record("y", 5, "beta"), OPERATOR, "lineage"),
+        (SOLO, Record("x", 4, "beta"), OPERATOR, "R4"),
+        (SOLO, Record("x", 6, "beta"), OPERATOR, "R4"),
+        (SOLO, GUARDED, OPERATOR, "R4"),
+        (None, first_record("x", "alpha"), OPERATOR, "first"),
     ],
 )
 def test_forbidden(current: Record | None, new: Record, by: str, rule: str) -> None:

@@ -39,6 +39,7 @@ from coloha.core.events import (
     CopyBad,
     Durable,
     Event,
+    FailoverRequested,
     Failure,
     GuestShutdown,
     Heard,
@@ -46,8 +47,11 @@ from coloha.core.events import (
     Kept,
     Launched,
     LaunchFailed,
+    Leaving,
+    PauseRequested,
     PeerState,
     PeriodChanged,
+    ProtectRequested,
     QemuExited,
     RecordRead,
     Role,
@@ -58,11 +62,12 @@ from coloha.core.events import (
     StartRequested,
     SwapDone,
     Timer,
+    Unattended,
     WitnessFailed,
 )
 from coloha.core.machine import PairMachine
 from coloha.core.phases import Phase
-from coloha.core.record import Record
+from coloha.core.record import OPERATOR, Record
 
 INCARNATION = 1
 LINEAGE = "1"
@@ -119,14 +124,20 @@ class Player:
 
     def event(self, name: str, words: list[str]) -> Event:
         options = dict(_setting(word) for word in words)
-        simple: dict[str, type[Timer | ColoExited | GuestShutdown | StartRequested]] = {
-            "timer": Timer,
-            "colo-exited": ColoExited,
-            "guest-shutdown": GuestShutdown,
-            "start": StartRequested,
+        simple: dict[str, Event] = {
+            "timer": Timer(),
+            "colo-exited": ColoExited(),
+            "guest-shutdown": GuestShutdown(),
+            "unattended": Unattended(),
+            "start": StartRequested(),
+            "leaving": Leaving(),
+            "pause": PauseRequested(paused=True),
+            "resume": PauseRequested(paused=False),
+            "failover": FailoverRequested(forced="forced" in options),
+            "protect": ProtectRequested(),
         }
         if name in simple:
-            return simple[name]()
+            return simple[name]
         match name:
             case "started":
                 return self.started(options)
@@ -196,6 +207,8 @@ class Player:
             committed=0,
             pulse=self.pulse,
             echo=0 if "deaf" in options else self.machine.snapshot().wire.pulse,
+            restarting="restarting" in options,
+            pauses=int(str(options.get("pauses", 0))),
         )
 
     def invited(self, options: dict[str, object]) -> Event:
@@ -212,9 +225,10 @@ class Player:
                 return "beat"
             case ReadRecord():
                 return "read-record"
-            case SwapRecord(expected, new):
+            case SwapRecord(expected, new, by):
                 self.swap = action
-                return f"swap-record {expected or 'nothing'} by {new}"
+                ordered = f", asked by {by}" if by == OPERATOR else ""
+                return f"swap-record {expected or 'nothing'} by {new}{ordered}"
             case Persist(durable):
                 return f"persist {_durable(durable, self.session)}"
             case Launch(run):
@@ -284,6 +298,8 @@ def _durable(durable: Durable, session: int | None) -> str:
         parts.append(f"gave up {name(durable.gave_up)}")
     if durable.off:
         parts.append("off")
+    if durable.pauses:
+        parts.append(f"{durable.pauses} pauses and resumes")
     return ", ".join(parts)
 
 

@@ -105,8 +105,9 @@ class Daemon:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
+        lives = len(self.events("daemon-started"))
         self.process = self.launch()
-        self.wait(lambda: self.events("daemon-started"), "the start")
+        self.wait(lambda: len(self.events("daemon-started")) > lives, "the start")
 
     def launch(self) -> subprocess.Popen[str]:
         argv = [*COLOHA, "run", "--config", str(self.host_file), "--event-loop", self.loop]

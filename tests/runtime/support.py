@@ -73,6 +73,9 @@ class FakeKeeper:
             raise self.trouble
         return self.found
 
+    def tend(self, now: float) -> None:
+        """Once a step: not worth to be kept."""
+
     async def let_go(self) -> None:
         self.done.append("let go")
 

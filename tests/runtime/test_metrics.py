@@ -127,6 +127,7 @@ def test_names_and_help_are_as_prometheus_wants_them() -> None:
         "coloha_pair_protected",
         "coloha_pair_session_commits",
         "coloha_pair_witness_reachable",
+        "coloha_pair_paused",
     }
     for family in families:
         assert family.name.startswith("coloha_")

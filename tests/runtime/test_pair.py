@@ -86,7 +86,7 @@ def test_nothing_happens_before_what_it_rests_on_is_on_the_disk(
             await stage.begun()
             after: list[Action] = [
                 Kill(RUN),
-                SwapRecord(SOLO, PROTECTED),
+                SwapRecord(SOLO, PROTECTED, "alpha"),
                 ReadRecord(),
                 Beat(),
                 Launch(RUN),
@@ -226,7 +226,7 @@ def test_what_the_witness_answers_comes_back_as_an_event(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = PROTECTED.take_over("beta")
-    swap = SwapRecord(PROTECTED, PROTECTED.take_over("alpha"))
+    swap = SwapRecord(PROTECTED, PROTECTED.take_over("alpha"), "alpha")
     cases: list[tuple[Action, object, Event]] = [
         (ReadRecord(), None, RecordRead(None)),
         (ReadRecord(), SOLO, RecordRead(SOLO)),
@@ -257,7 +257,7 @@ def test_a_witness_that_hangs_does_not_hold_up_the_pump(
     async def main() -> None:
         async with staged(monkeypatch, tmp_path) as stage:
             await stage.begun()
-            await stage.take(ODD, [SwapRecord(SOLO, PROTECTED)])
+            await stage.take(ODD, [SwapRecord(SOLO, PROTECTED, "alpha")])
             await stage.take(QemuExited(RUN, "killed"), [Kill(RUN)])
             await eventually(lambda: stage.done == ["swap", "kill"], "it goes on")
 

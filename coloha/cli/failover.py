@@ -1,0 +1,44 @@
+"""`coloha failover`: have the other node run the VM, or, by force, this one."""
+
+import argparse
+import sys
+
+from coloha.cli import exits, order
+
+EXAMPLE = """examples:
+  coloha failover vm1
+  coloha failover vm1 --yes
+  coloha failover vm1 --force
+
+It prints the plan and asks. Order it on the node that runs the VM; with failover paused and that
+node silent, on the other one. Force is for a node that shall run the VM of one that is dead for
+good.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add this verb's arguments."""
+    order.add_pair(parser)
+    parser.add_argument("--force", action="store_true", help="take the VM from a dead node")
+    parser.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def call(arguments: argparse.Namespace) -> int:
+    """Print the plan; carry it out if that is wanted."""
+    planned = order.ask(arguments, "failover", forced=arguments.force)
+    print(f"{arguments.pair}:")
+    for number, step in enumerate(planned["plan"], 1):
+        print(f"  {number}. {step}")
+    if not arguments.yes and not _wanted():
+        print("nothing was done")
+        return exits.FAILED
+    order.ask(arguments, "failover", forced=arguments.force, planned=planned["generation"])
+    print("ordered (coloha status --watch shows how it goes)")
+    return exits.OK
+
+
+def _wanted() -> bool:
+    if not sys.stdin.isatty():
+        print("nobody can be asked here: add --yes to do it")
+        return False
+    return input("do it? [yes/no] ").strip() == "yes"

@@ -1,0 +1,132 @@
+"""What an operator does: restarts, pauses, failovers by hand; and what happens when nobody does."""
+
+from dataclasses import replace
+
+import pytest
+
+from lab.cluster import PAIR
+from lab.namespace import LabError
+from tests.e2e.support import PATIENT, Scene, scene, wait
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
+
+RESTARTS = 20
+
+
+def test_a_daemon_is_restarted_again_and_again() -> None:
+    """Planned and by SIGKILL, on either node, with a detection time that none would survive."""
+    timing = replace(PATIENT, restart_hold="20s", stall_timeout="10s")
+    with scene(timing) as stage:
+        primary, secondary = stage.wait_protected()
+        pids = {name: stage.qemu_pid(name) for name in (primary, secondary)}
+        generation = stage.generation()
+        for turn in range(RESTARTS):
+            name = (primary, primary, secondary)[turn % 3]
+            if turn % 2:
+                stage.cluster.kill_daemon(name)
+            else:
+                stage.cluster.stop_daemon(name)
+            if turn % 4 > 1:
+                wait(1.5)  # longer than a silence takes to count
+            stage.cluster.start(name)
+            stage.wait_for_daemon(name)
+            assert stage.wait_protected() == (primary, secondary)
+        stage.answers_go_on()
+        assert {name: stage.qemu_pid(name) for name in pids} == pids
+        assert stage.generation() == generation
+        for name in (primary, secondary):
+            assert not {"unprotected", "claimed", "yielded"} & set(stage.kinds(name))
+        assert "hold" in stage.kinds(secondary)
+        report = stage.finish()
+        print(f"{RESTARTS} restarts, longest gap {report.longest_gap_ms:.0f} ms")
+
+
+def test_no_failover_while_paused() -> None:
+    with scene() as stage:
+        primary, secondary = stage.wait_protected()
+        stage.cluster.command(secondary, "pause", PAIR)
+        stage.cluster.wait("the pause", lambda: stage.cluster.status(primary)["paused"])
+        stage.cluster.kill_qemu(primary)
+        wait(2.0)
+        assert stage.cluster.status(secondary)["phase"] == "follow"
+        assert "paused" in stage.kinds(primary)
+        # The pause outlives the daemon.
+        stage.cluster.kill_daemon(secondary)
+        stage.cluster.start(secondary)
+        stage.wait_for_daemon(secondary)
+        wait(1.5)
+        assert stage.cluster.status(secondary)["phase"] == "follow"
+        stage.cluster.command(primary, "resume", PAIR)
+        stage.wait_promoted(secondary)
+        assert stage.wait_protected() == (secondary, primary)
+        stage.answers_go_on()
+        stage.finish()
+
+
+def test_a_failover_by_hand() -> None:
+    with scene() as stage:
+        primary, secondary = stage.wait_protected()
+        with pytest.raises(LabError, match=f"order it on {primary}"):
+            stage.cluster.command(secondary, "failover", PAIR, "--yes")
+        said = stage.cluster.command(primary, "failover", PAIR, "--yes")
+        assert f"{secondary} takes generation 2" in said
+        stage.wait_promoted(secondary)
+        assert stage.wait_protected() == (secondary, primary)
+        stage.answers_go_on()
+        stage.finish()
+
+
+def test_an_operator_takes_the_vm_from_a_dead_host() -> None:
+    with scene() as stage:
+        primary, secondary = stage.wait_protected()
+        _to_solo_and_dead(stage, primary, secondary)
+        generation = stage.generation()
+        stage.cluster.wait("silence", lambda: _forced(stage, secondary))
+        stage.cluster.wait("the VM", lambda: stage.cluster.status(secondary)["phase"] == "solo")
+        assert stage.generation() == generation + 1
+        stage.topology.hosts[primary].power_on()
+        stage.cluster.start(primary)
+        assert stage.wait_protected() == (secondary, primary)
+        assert stage.lives() == 2
+
+
+def _to_solo_and_dead(stage: Scene, primary: str, secondary: str) -> None:
+    """Leave the VM without a secondary, then let its host lose power."""
+    stage.cluster.kill_daemon(secondary)
+    stage.cluster.kill_qemu(secondary)
+    stage.cluster.wait("solo", lambda: stage.cluster.in_phase("solo"))
+    stage.topology.hosts[primary].power_off()
+    stage.cluster.start(secondary)
+    stage.cluster.wait("standby", lambda: stage.cluster.in_phase("standby"))
+
+
+def _forced(stage: Scene, name: str) -> bool:
+    try:
+        stage.cluster.command(name, "failover", PAIR, "--force", "--yes")
+    except LabError as error:
+        if "it lives" not in str(error):
+            raise
+        return False
+    return True
+
+
+def test_no_orphan_speaks() -> None:
+    """Both daemons stay away. The primary's QEMU holds output: its guard kills it. The secondary's
+    is left alone: it has what clients know, and goes on when its daemon is back.
+    """
+    with scene(replace(PATIENT, orphan_after="10s")) as stage:
+        primary, secondary = stage.wait_protected()
+        pid = stage.qemu_pid(secondary)
+        wait(12.0)  # a QEMU that is looked after may hold output for ever
+        assert stage.wait_protected() == (primary, secondary)
+        for name in (primary, secondary):
+            stage.cluster.kill_daemon(name)
+        assert stage.cluster.qemu(primary) is not None
+        stage.cluster.wait("the guard", lambda: stage.cluster.qemu(primary) is None)
+        assert stage.qemu_pid(secondary) == pid
+        for name in (primary, secondary):
+            stage.cluster.start(name)
+        stage.wait_promoted(secondary)
+        assert stage.wait_protected() == (secondary, primary)
+        stage.answers_go_on()
+        stage.finish()

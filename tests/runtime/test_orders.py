@@ -1,0 +1,55 @@
+"""What an operator is told before an order is carried out, and what is refused."""
+
+import dataclasses
+
+import pytest
+
+from coloha.core.context import Settings
+from coloha.core.machine import PairMachine
+from coloha.core.phases import Phase
+from coloha.core.snapshot import Snapshot
+from coloha.errors import OrderError
+from coloha.runtime.orders import failover_plan
+
+BARE = PairMachine(Settings("vm", "alpha", "beta", first=True, incarnation=1), 0.0).snapshot()
+
+
+def seen(phase: Phase, **more: object) -> Snapshot:
+    known = {"generation": 4, "record": "solo(4, beta)", "committed_at": 9.98, "silent": False}
+    return dataclasses.replace(BARE, phase=phase, **{**known, **more})  # type: ignore[arg-type]
+
+
+def test_a_failover_is_planned() -> None:
+    plan = failover_plan(seen(Phase.PROTECTED), 10.0, forced=False)
+    assert "its last commit, 20 ms ago" in plan[0]
+    assert "beta takes generation 5" in plan[1]
+
+
+def test_a_paused_pair_can_be_failed_over_by_hand_when_the_primary_is_silent() -> None:
+    plan = failover_plan(seen(Phase.FOLLOW, paused=True, silent=True), 10.0, forced=False)
+    assert "alpha takes generation 5" in plan[0]
+
+
+def test_force_is_planned() -> None:
+    for phase in (Phase.STANDBY, Phase.YIELDED):
+        plan = failover_plan(seen(phase, silent=True), 10.0, forced=True)
+        assert "beta IS POWERED OFF" in plan[0]
+        assert "solo(5, alpha)" in plan[1]
+
+
+@pytest.mark.parametrize(
+    ("snapshot", "forced", "why"),
+    [
+        (seen(Phase.PROTECTED, paused=True), False, "coloha resume first"),
+        (seen(Phase.FOLLOW), False, "order it on beta"),
+        (seen(Phase.FOLLOW, paused=True), False, "order it on beta"),
+        (seen(Phase.SOLO, why_not="beta is silent"), False, "beta is silent"),
+        (seen(Phase.STANDBY), True, "it lives"),
+        (seen(Phase.SOLO, silent=True), True, "phase solo"),
+        (seen(Phase.FOLLOW, silent=True), True, "phase follow"),
+        (seen(Phase.STANDBY, silent=True, record="none"), True, "no record"),
+    ],
+)
+def test_what_is_refused(snapshot: Snapshot, forced: bool, why: str) -> None:
+    with pytest.raises(OrderError, match=why):
+        failover_plan(snapshot, 10.0, forced=forced)
