@@ -1,4 +1,4 @@
-"""What `lab/setup.sh` made: where QEMU and the guest are."""
+"""What `lab/setup.sh` made: where QEMU, etcd and the guest are."""
 
 import os
 from dataclasses import dataclass, fields
@@ -14,6 +14,7 @@ class Assets:
     qemu: Path
     """qemu-system-x86_64, 11 or newer."""
     qemu_img: Path
+    etcd: Path
     kernel: Path
     initrd: Path
     plugin: Path

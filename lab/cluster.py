@@ -51,13 +51,18 @@ class Cluster:
         guest_words: str = "",
         qemu: Path | None = None,
         vm: dict[str, Any] | None = None,
+        witness: dict[str, Any] | None = None,
     ) -> None:
-        """`guest_words` go to the guest's kernel command line, `vm` over the pair file's `vm`."""
+        """`guest_words` go to the guest's kernel command line, `vm` over the pair file's `vm`.
+
+        `witness` is the pair file's, instead of the hosts' folder.
+        """
         self.topology = topology
         self.timing = timing or Timing()
         self.daemons: dict[str, subprocess.Popen[Any]] = {}
         self.program = ["-m", "coloha"]
         """What Python runs as the daemon."""
+        self._witness = witness
         key = secrets.token_hex(32)
         for host in topology.hosts.values():
             self._configure(host, assets, key, guest_words, qemu or assets.qemu, vm or {})
@@ -124,7 +129,7 @@ class Cluster:
                 "misses": timing.misses,
                 "restart_hold": timing.restart_hold,
             },
-            "witness": {"type": "file", "directory": str(host.witness)},
+            "witness": self._witness or {"type": "file", "directory": str(host.witness)},
             "recovery": {
                 "sync_timeout": "30s",
                 "retry_max": "2s",

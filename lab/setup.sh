@@ -1,9 +1,9 @@
 #!/bin/sh
-# Makes this checkout ready to run: Python environment, QEMU >= 11, the lab guest. Run it as often as you like:
+# Makes this checkout ready to run: Python environment, QEMU >= 11, etcd, the lab guest. Run it as often as you like:
 # what is there is left alone, what an interrupted run left half-made is made again.
 #
 # .venv           Python with everything in requirements.txt, and coloha itself
-# .cache          (or $COLOHA_CACHE) QEMU, the guest, and lab.env, which says where both are
+# .cache          (or $COLOHA_CACHE) QEMU, etcd, the guest, and lab.env, which says where they are
 set -eu
 here=$(dirname "$(realpath "$0")")
 cd "$here/.."
@@ -41,6 +41,7 @@ missing_packages() {
   has ip || echo iproute2
   has nft || echo nftables
   has unshare || echo util-linux
+  has openssl || echo openssl
 }
 
 install_packages() {
@@ -95,6 +96,18 @@ find_qemu() {
     || fail "fetching QEMU" "Correct what is said above and run again, or put a qemu-system-x86_64 >= 11 on PATH."
 }
 
+find_etcd() {
+  etcd=$(command -v etcd || true)
+  [ -z "$etcd" ] || return 0
+  etcd=$cache/etcd/etcd
+  if "$etcd" --version > /dev/null 2>&1; then
+    return 0
+  fi
+  say "fetching etcd (10 MB)"
+  logged "$here/fetch-etcd.sh" "$cache/etcd" \
+    || fail "fetching etcd" "Correct what is said above and run again, or put etcd >= 3.4 on PATH."
+}
+
 make_guest() {
   if ! [ -s "$cache/kernel/vmlinuz" ]; then
     say "fetching the guest's kernel (35 MB)"
@@ -125,6 +138,7 @@ make_plugin() {
 record() {
   wanted="qemu=$qemu
 qemu_img=$qemu_img
+etcd=$etcd
 kernel=$cache/guest/vmlinuz
 initrd=$cache/guest/initrd.gz
 plugin=$cache/plugin/tcg.so"
@@ -143,6 +157,7 @@ rm -rf "$cache"/*.new.* # of interrupted runs
 install_packages
 make_environment
 find_qemu
+find_etcd
 make_guest
 make_plugin
 record

@@ -9,18 +9,16 @@ deadline, and while the thread is stuck, further ones fail at once instead of qu
 import asyncio
 import contextlib
 import fcntl
-import json
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-from coloha.adapters.witness import WitnessError
+from coloha.adapters.witness import WitnessError, decode_record, encode_record
 from coloha.core.record import Record, swap_problem
 from coloha.durable import NotSyncedError, replace_file
 
@@ -52,10 +50,7 @@ class FileWitness:
         )
 
     async def probe(self, pair: str) -> None:
-        """See that a swap would work here: lock and write, as one does, and leave nothing behind.
-
-        :raises WitnessError: if it would not.
-        """
+        """See `Witness.probe`: lock and write, as a swap does, and leave nothing behind."""
         deadline = time.monotonic() + self._timeout_s / 2
         await self._in_thread(lambda: self._probe(pair, deadline), unknown=False)
 
@@ -102,8 +97,8 @@ class FileWitness:
         except OSError as error:
             raise WitnessError(f"{path}: {error.strerror}") from error
         try:
-            return _record(json.loads(data))
-        except (ValueError, TypeError, RecursionError) as error:
+            return decode_record(data)
+        except ValueError as error:
             raise WitnessError(f"{path} is damaged ({error}): see the runbook") from error
 
     def _swap(
@@ -116,9 +111,8 @@ class FileWitness:
             problem = swap_problem(current, new, by)
             if problem is not None:
                 raise WitnessError(problem)
-            text = json.dumps(asdict(new)) + "\n"
             try:
-                replace_file(self._directory / f"{pair}.json", text.encode())
+                replace_file(self._directory / f"{pair}.json", encode_record(new))
             except NotSyncedError as error:
                 raise WitnessError(f"{error}", unknown=True) from error
             except OSError as error:
@@ -202,21 +196,3 @@ def _ignore(answer: asyncio.Future[Any]) -> None:
     """An error that comes when nobody waits for it any more is no news to the log."""
     if not answer.cancelled():
         answer.exception()
-
-
-def _record(content: Any) -> Record:
-    """Return the record that a file holds.
-
-    :raises ValueError, TypeError: if it holds none.
-    """
-    record = Record(**content)
-    names: list[object] = [record.lineage, record.primary]
-    numbers: list[object] = [record.generation]
-    if record.secondary is not None or record.session is not None:
-        names.append(record.secondary)
-        numbers.append(record.session)
-    if not all(type(name) is str for name in names):
-        raise TypeError("a name is not a text")
-    if not all(type(number) is int and number > 0 for number in numbers):
-        raise TypeError("a number is not a positive integer")
-    return record

@@ -8,7 +8,6 @@ from pathlib import Path
 from coloha import config
 from coloha.adapters.network import see_own_addresses
 from coloha.adapters.witness import WitnessError
-from coloha.adapters.witness_file import FileWitness
 from coloha.cli import exits
 from coloha.config import Config, PairConfig
 from coloha.errors import LaunchError, StartError
@@ -16,6 +15,7 @@ from coloha.qemu import command_line, versions
 from coloha.qemu.probe import probe
 from coloha.qemu.process import ChildLauncher
 from coloha.runtime.keeper import SECONDARY_MEMORY_FACTOR, available_memory_bytes
+from coloha.runtime.witnesses import open_witness
 
 EXAMPLE = """example:
   coloha check --config /etc/coloha/coloha.yaml
@@ -112,7 +112,7 @@ def _addresses(loaded: Config, pair: PairConfig) -> Finding:
 
 
 async def _witness(pair: PairConfig) -> Finding:
-    witness = FileWitness(pair.witness.directory, pair.witness.timeout)
+    witness = open_witness(pair.witness)
     try:
         record = await witness.read(pair.name)
         await witness.probe(pair.name)
@@ -120,4 +120,4 @@ async def _witness(pair: PairConfig) -> Finding:
         return False, f"witness: {error}"
     finally:
         await witness.close()
-    return True, f"witness {pair.witness.directory}, record: {record or 'none yet'}"
+    return True, f"witness {pair.witness.place}, record: {record or 'none yet'}"

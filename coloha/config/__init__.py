@@ -6,7 +6,6 @@
 from coloha.config.load import Config, load
 from coloha.config.model import (
     Checkpoint,
-    FileWitness,
     Heartbeat,
     HostConfig,
     Listen,
@@ -15,7 +14,6 @@ from coloha.config.model import (
     PairConfig,
     Recovery,
     Vm,
-    Witness,
 )
 from coloha.config.settings import changed_settings, live_settings
 from coloha.config.units import (
@@ -27,13 +25,15 @@ from coloha.config.units import (
     parse_bytes,
     parse_seconds,
 )
-from coloha.config.values import read_key
+from coloha.config.values import read_key, read_password
+from coloha.config.witness import EtcdWitness, FileWitness, Witness
 
 __all__ = [
     "Address",
     "Bytes",
     "Checkpoint",
     "Config",
+    "EtcdWitness",
     "FileWitness",
     "Heartbeat",
     "HostConfig",
@@ -53,4 +53,5 @@ __all__ = [
     "parse_bytes",
     "parse_seconds",
     "read_key",
+    "read_password",
 ]

@@ -9,7 +9,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from coloha.config.model import Section
+from coloha.config.section import Section
 from coloha.config.settings import locate
 from coloha.config.source import Source
 from coloha.config.units import shown
@@ -121,7 +121,10 @@ def _out_of_range(details: ErrorDetails) -> list[str]:
 
 
 def _too_few(details: ErrorDetails) -> list[str]:
-    return [f"must have at least {details['ctx']['min_length']} entries: add some"]
+    least = details["ctx"]["min_length"]
+    if len(details["input"]) >= least:
+        return []  # entries that are wrong do not count, and have problems of their own
+    return [f"must have at least {least} {'entry' if least == 1 else 'entries'}: add some"]
 
 
 def _too_many(details: ErrorDetails) -> list[str]:

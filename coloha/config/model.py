@@ -10,19 +10,11 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    ValidationInfo,
-    field_validator,
-)
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from coloha.config.section import Section, missing
 from coloha.config.units import (
     Address,
     Bytes,
@@ -34,7 +26,6 @@ from coloha.config.units import (
     shown,
 )
 from coloha.config.values import (
-    AbsolutePath,
     Count,
     Cpu,
     ExistingFile,
@@ -49,6 +40,7 @@ from coloha.config.values import (
     ResolvedPath,
     disks_are_read_only,
 )
+from coloha.config.witness import Witness
 
 LIVE: dict[str, Any] = {"live": True}
 """Marks a field that takes effect on reload; every other one needs a restart."""
@@ -60,36 +52,6 @@ LONGEST_SOCKET_PATH = 107
 """Bytes that Linux has for the path of a Unix socket."""
 
 _MEBIBYTE = 2**20
-
-
-class Section(BaseModel):
-    """Base of all sections: read-only, and no key that is not listed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-
-class ByType:
-    """Field metadata: the section's `type` says which of the union's members it is.
-
-    pydantic's own discriminator refuses a union of one member, which this one does not.
-    """
-
-    def __get_pydantic_core_schema__(
-        self, source: Any, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        members = get_args(source) or (source,)
-        choices = {type_of(member): handler.generate_schema(member) for member in members}
-        return core_schema.tagged_union_schema(choices, discriminator="type")
-
-
-def type_of(member: type[Section]) -> str:
-    """Return what `type` is in the member of a `ByType` union."""
-    return str(get_args(member.model_fields["type"].annotation)[0])
-
-
-def _missing(message: str) -> PydanticCustomError:
-    """Make the error of a field that should be there: it is reported at the section around it."""
-    return PydanticCustomError("section", "{message}", {"message": message})
 
 
 class Listen(Section):
@@ -216,7 +178,7 @@ class Nic(Section):
         if bridged and tap is not None:
             raise ValueError("bridge and tap exclude each other: remove one of them")
         if not bridged and tap is None:
-            raise _missing("the NIC is not connected: add either bridge or tap")
+            raise missing("the NIC is not connected: add either bridge or tap")
         return tap
 
 
@@ -374,27 +336,6 @@ class Heartbeat(Section):
         return misses
 
 
-class FileWitness(Section):
-    """A witness that is a folder which both nodes reach, on storage that neither of them owns."""
-
-    type: Literal["file"] = Field(
-        description="Kind of witness: `file` keeps the records in files in a shared folder."
-    )
-    directory: AbsolutePath = Field(
-        description="Folder of the records, an absolute path. It must be the same storage for"
-        " both nodes; it may be mounted after coloha starts. The path may differ by host."
-    )
-    timeout: Annotated[Seconds, seconds_between("100ms", "30s")] = Field(
-        default=as_written("1s"),
-        description="How long one access may take before the witness counts as unreachable. Raise"
-        " it for slow storage: a failover waits this long at worst.",
-    )
-
-
-Witness = Annotated[FileWitness, ByType()]
-"""Any kind of witness. A further one is added as `FileWitness | EtcdWitness`."""
-
-
 class Recovery(Section):
     """How the pair becomes protected again, and when its primary may start anew."""
 
@@ -480,13 +421,13 @@ class PairConfig(Section):
         """Return a SHA-256 in hex over everything that both nodes must agree on.
 
         What each host may have its own way is left out: paths of QEMU and boot files (but not
-        which of them there are), names of bridges and taps, the witness's folder and timeout,
+        which of them there are), names of bridges and taps, how this host reaches the witness,
         recovery, and what takes effect on reload, since two hosts never reload at once.
         """
         shared = self.model_dump(
             mode="json", exclude={"witness": True, "recovery": True, "checkpoint": {"period"}}
         )
-        shared["witness"] = self.witness.type
+        shared["witness"] = self.witness.agreed
         del shared["vm"]["qemu"]
         for name in ("kernel", "initrd", "firmware"):
             shared["vm"][name] = shared["vm"][name] is not None

@@ -12,15 +12,16 @@ from annotated_types import Ge, Le, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from coloha.config.model import HostConfig, PairConfig, Section
+from coloha.config.model import HostConfig, PairConfig
 from coloha.config.schema import host_schema, pair_schema, quantity_range
+from coloha.config.section import Section, type_of
 from coloha.config.settings import all_sections, is_container, is_live, sections_in
 from coloha.config.units import Address, Kind
 
 _INTRODUCTION = """\
 # Configuration
 
-<!-- Made by `python -m coloha.config.reference --write` from coloha/config/model.py. -->
+<!-- Made by `python -m coloha.config.reference --write` from coloha/config. -->
 
 A host has one host file, `coloha.yaml`, and one pair file per pair in its `pairs_directory`.
 `etc/coloha.yaml` and `etc/pairs.d/example.yaml` are examples to start from. All files are read at
@@ -42,8 +43,8 @@ once, and all that is wrong with them is reported at once, each with file, line 
 
 *Reload* says how a change takes effect: `live` on reload (SIGHUP), `restart` with the next start of
 the daemon. Both nodes of a pair must agree on everything in its file except `vm.qemu`,
-`vm.kernel`, `vm.initrd` and `vm.firmware` (the paths), `bridge` and `tap` of its NICs,
-`witness.directory`, `witness.timeout` and `recovery`.
+`vm.kernel`, `vm.initrd` and `vm.firmware` (the paths), `bridge` and `tap` of its NICs, `recovery`,
+and of `witness` all but its `type` and, for etcd, its `prefix`.
 """
 
 
@@ -52,9 +53,15 @@ def render() -> str:
     parts = [_INTRODUCTION]
     for title, root in (("Host file: `coloha.yaml`", HostConfig), ("Pair file", PairConfig)):
         for path, section in all_sections(root):
-            heading = f"### `{path}`" if path else f"## {title}"
+            heading = _heading(path, section) if path else f"## {title}"
             parts.append(f"{heading}\n\n{_summary(section)}\n\n{_table(section)}\n")
     return "\n".join(parts)
+
+
+def _heading(path: str, section: type[Section]) -> str:
+    """Return the heading of a section; of several kinds of one, each has its own."""
+    kind = f" of `type: {type_of(section)}`" if "type" in section.model_fields else ""
+    return f"### `{path}`{kind}"
 
 
 def _summary(section: type[Section]) -> str:

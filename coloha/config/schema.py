@@ -7,7 +7,8 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from coloha.config.model import HostConfig, PairConfig, Section
+from coloha.config.model import HostConfig, PairConfig
+from coloha.config.section import Section
 from coloha.config.settings import all_sections, is_live
 from coloha.config.units import Range
 

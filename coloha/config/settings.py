@@ -5,7 +5,8 @@ from typing import Annotated, Any, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from coloha.config.model import ByType, PairConfig, Section, type_of
+from coloha.config.model import PairConfig
+from coloha.config.section import Section, type_of
 from coloha.config.source import KeyPath, dotted
 
 
@@ -67,7 +68,7 @@ def locate(
         info = below.model_fields.get(str(step)) if below else None
         members = sections_in(info.annotation) if info else []
         below = members[0] if members else None
-        if info is not None and any(isinstance(mark, ByType) for mark in info.metadata):
+        if info is not None and info.discriminator is not None:
             tags, expected = {type_of(member): member for member in members}, "tag"
         elif info is not None and is_container(info):
             expected = "item"

@@ -19,11 +19,14 @@ from coloha.config.units import Address, Kind, shown
 SHORTEST_KEY = 32
 """Fewest bytes of a shared key: as many as HMAC-SHA256 puts out."""
 LONGEST_KEY = 4096
+LONGEST_PASSWORD = 1024
 
 _NAME = r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?"
 _INTERFACE = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,14}"
 _MAC = r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}"
 _MACHINE = r"[A-Za-z0-9][A-Za-z0-9._-]*(,[A-Za-z0-9._-]+=[A-Za-z0-9._-]+)*"
+_KEY_PREFIX = r"[A-Za-z0-9._/-]{0,127}/"
+_URL = r"https?://([0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}"
 _CPU = r"[^\s,][^\s]*"
 
 _LINK = "QEMU's connection belongs to coloha, so there is nothing to set"
@@ -183,23 +186,36 @@ class SeveralError(ValueError):
         self.messages = messages
 
 
-def read_key(path: Path) -> bytes:
-    """Return the shared key in `path`, without the white space around it.
-
-    Raises ValueError that says everything that is wrong with the file and what to do.
-    """
-    problems = []
+def _open_to_others(path: Path) -> list[str]:
+    """Say so if others than its owner may use a file. Raises ValueError if it is none."""
     mode = stat.S_IMODE(_regular(path).st_mode)
     if mode & 0o077:
-        problems.append(f"{path} is open to others (mode {mode:04o}): run chmod 600 {path}")
+        return [f"{path} is open to others (mode {mode:04o}): run chmod 600 {path}"]
+    return []
+
+
+def _read_secret(path: Path, longest: int) -> tuple[bytes, list[str]]:
+    """Return the first `longest` bytes of a file and one more, stripped, and what is wrong with it.
+
+    Raises ValueError if it cannot be read at all.
+    """
+    problems = _open_to_others(path)
     try:
         with path.open("rb") as stream:
-            key = stream.read(LONGEST_KEY + 1).strip()
+            return stream.read(longest + 1).strip(), problems
     except OSError as error:
         problems.append(
             f"{path} cannot be read ({error.strerror}): give it to the user that runs coloha"
         )
         raise SeveralError(problems) from None
+
+
+def read_key(path: Path) -> bytes:
+    """Return the shared key in `path`, without the white space around it.
+
+    Raises ValueError that says everything that is wrong with the file and what to do.
+    """
+    key, problems = _read_secret(path, LONGEST_KEY)
     if len(key) > LONGEST_KEY:
         problems.append(f"{path} is larger than {LONGEST_KEY} bytes: this is no key, write one")
     elif len(key) < SHORTEST_KEY:
@@ -212,11 +228,65 @@ def read_key(path: Path) -> bytes:
     return key
 
 
+def read_password(path: Path) -> str:
+    """Return the password in `path`, without the white space around it.
+
+    Raises ValueError that says everything that is wrong with the file and what to do.
+    """
+    password, problems = _read_secret(path, LONGEST_PASSWORD)
+    if not password:
+        problems.append(f"{path} is empty: write the password into it")
+    elif len(password) > LONGEST_PASSWORD:
+        problems.append(f"{path} is larger than {LONGEST_PASSWORD} bytes: this is no password")
+    text = password.decode(errors="replace")
+    if not text.isprintable():
+        problems.append(f"{path} holds more than one line of UTF-8 text: write the password alone")
+    if problems:
+        raise SeveralError(problems)
+    return text
+
+
 def _key_file(path: Path, info: ValidationInfo) -> Path:
     path = _resolved(path, info)
     if info.context:
         read_key(path)
     return path
+
+
+def _password_file(path: Path, info: ValidationInfo) -> Path:
+    path = _resolved(path, info)
+    if info.context:
+        read_password(path)
+    return path
+
+
+def _private_file(path: Path, info: ValidationInfo) -> Path:
+    path = _resolved(path, info)
+    if info.context and (problems := _open_to_others(path)):
+        raise SeveralError(problems)
+    return path
+
+
+def _endpoint(text: str) -> str:
+    match = re.fullmatch(r"(https?)://([^/?#@]+)", text)
+    if match is None:
+        raise ValueError(f"{shown(text)} is not a URL of etcd: write it like http://10.9.0.3:2379")
+    return f"{match[1]}://{_concrete(Address.parse(match[2]))}"
+
+
+def _key_prefix(text: str) -> str:
+    if re.fullmatch(_KEY_PREFIX, text) is None:
+        raise ValueError(
+            f"{shown(text)} is not a prefix of keys: use up to 128 of letters, digits, '.', '_',"
+            " '-' and '/', with '/' at the end"
+        )
+    return text
+
+
+def _user(text: str) -> str:
+    if not (0 < len(text) <= 256 and text.isprintable()):
+        raise ValueError(f"{shown(text)} is not a user: write up to 256 characters on one line")
+    return text
 
 
 Name = Annotated[
@@ -281,6 +351,33 @@ ExistingFile = Annotated[Path, AfterValidator(_existing), Kind("file")]
 
 KeyFile = Annotated[Path, AfterValidator(_key_file), Kind("file")]
 """A file that `read_key` accepts."""
+
+PasswordFile = Annotated[Path, AfterValidator(_password_file), Kind("file")]
+"""A file that `read_password` accepts."""
+
+PrivateFile = Annotated[Path, AfterValidator(_private_file), Kind("file")]
+"""A regular file on this host that its owner alone may use."""
+
+Endpoint = Annotated[
+    str,
+    AfterValidator(_endpoint),
+    Kind("URL"),
+    WithJsonSchema(
+        {"type": "string", "pattern": f"^{_URL}$", "examples": ["http://10.9.0.3:2379"]}
+    ),
+]
+"""A client URL of a member of etcd: scheme, numeric address, port."""
+
+KeyPrefix = Annotated[
+    str,
+    AfterValidator(_key_prefix),
+    Kind("text"),
+    WithJsonSchema({"type": "string", "pattern": f"^{_KEY_PREFIX}$"}),
+]
+"""What the keys of etcd begin with."""
+
+User = Annotated[str, AfterValidator(_user), Kind("text")]
+"""A user of another service."""
 
 Count = Annotated[StrictInt, Kind("whole number")]
 """A whole number, written without quotes."""

@@ -22,7 +22,6 @@ from coloha.adapters.control import ControlServer
 from coloha.adapters.heartbeat import Heartbeats, Peer
 from coloha.adapters.network import see_own_addresses
 from coloha.adapters.witness import Witness
-from coloha.adapters.witness_file import FileWitness
 from coloha.config import Config, PairConfig, changed_settings, live_settings, read_key
 from coloha.core.actions import Severity
 from coloha.core.events import PauseRequested, PeerState, ProtectRequested
@@ -33,6 +32,7 @@ from coloha.runtime.occurrences import Occurrence, Occurrences
 from coloha.runtime.pair import PairRuntime, Services
 from coloha.runtime.status import as_dict
 from coloha.runtime.store import Store
+from coloha.runtime.witnesses import open_witness
 
 log = logging.getLogger(__name__)
 
@@ -150,9 +150,7 @@ class Daemon:
     def _witness(self, pair: PairConfig) -> Witness:
         """Return the witness of a pair; pairs with the same one share it."""
         if pair.witness not in self._witnesses:
-            self._witnesses[pair.witness] = FileWitness(
-                pair.witness.directory, pair.witness.timeout
-            )
+            self._witnesses[pair.witness] = open_witness(pair.witness)
         return self._witnesses[pair.witness]
 
     async def _open(self) -> None:

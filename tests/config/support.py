@@ -35,6 +35,21 @@ witness:
   directory: /srv/witness
 """
 
+ETCD = (
+    PAIR[: PAIR.index("witness:")]
+    + """\
+witness:
+  type: etcd
+  endpoints: [https://10.9.0.1:2379, https://10.9.0.2:2379, https://10.9.0.3:2379]
+  user: coloha
+  password_file: ../key
+  ca_file: ../key
+  cert_file: ../key
+  key_file: ../key
+"""
+)
+"""The pair with a witness in etcd. Any file will do where only its form is looked at."""
+
 KEY = "0123456789abcdef0123456789abcdef\n"
 
 

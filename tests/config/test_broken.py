@@ -285,25 +285,6 @@ def test_read_only_disks(tmp_path: Path, value: str) -> None:
     assert load(write(tmp_path, {"pairs.d/web.yaml": text})).pairs[0].vm.extra_arguments
 
 
-def test_witness(tmp_path: Path) -> None:
-    def witness(text: str) -> str:
-        return PAIR[: PAIR.index("witness:")] + text
-
-    etcd = "witness:\n  endpoints: []\n  type: etcd\n"
-    refuse_pair(tmp_path, witness(etcd), ("15:3: witness", "unknown type 'etcd': use file"))
-    none = "witness:\n  directory: /srv\n"
-    refuse_pair(tmp_path, witness(none), ("15:3: witness", "has no type: add the key 'type'"))
-    bad = "witness:\n  type: file\n  file: x\n  directory: srv\n  timeout: 31s\n"
-    refuse_pair(
-        tmp_path,
-        witness(bad),
-        ("16:3: witness.file", "unknown key 'file': use type, directory, timeout"),
-        ("17:14: witness.directory", "'srv' is relative: write an absolute path"),
-        ("18:12: witness.timeout", "31s is out of range: write 100ms to 30s"),
-    )
-    refuse_pair(tmp_path, witness("witness:\n"), ("14:9: witness", "is empty: indent its keys"))
-
-
 def test_relations_between_settings(tmp_path: Path) -> None:
     text = PAIR + "checkpoint:\n  period: 1s\n  mode: buffer\nheartbeat:\n  interval: 40ms\n"
     refuse_pair(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from coloha.config import Config, load
 from coloha.errors import ConfigError, Problem
 
-from .support import HOST, PAIR, write
+from .support import ETCD, HOST, PAIR, write
 
 RELAXED = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -21,7 +21,8 @@ KEYS = st.sampled_from(
         *("first_primary", "vm", "qemu", "machine", "memory", "kernel", "initrd", "append", "cpu"),
         *("firmware", "nics", "mac", "bridge", "tap", "model", "extra_arguments", "checkpoint"),
         *("period", "stall_timeout", "interval", "misses", "witness", "type", "directory", "file"),
-        *("timeout", "recovery", "retry_max", "cold_start_after", "[key]", "<<", ""),
+        *("timeout", "recovery", "retry_max", "cold_start_after", "[key]", "<<", "", "etcd"),
+        *("endpoints", "prefix", "user", "password_file", "ca_file", "cert_file", "key_file"),
     ]
 )
 SCALARS = st.one_of(
@@ -33,7 +34,18 @@ SCALARS = st.one_of(
     st.sampled_from(
         [
             *("alpha", "beta", "web", "10.9.0.1:7770", "10.9.0.2:7771", "[::]:1", "50ms", "1h"),
-            *("128MiB", "key", "/srv", "file", "etcd", "kvm", "tap0", "52:54:00:12:34:56", "-m"),
+            *(
+                "http://10.9.0.3:2379",
+                "128MiB",
+                "key",
+                "/srv",
+                "file",
+                "etcd",
+                "kvm",
+                "tap0",
+                "52:54:00:12:34:56",
+                "-m",
+            ),
             *(".", "..", "/dev/null", "a/b", "\0", "\ud800", "9" * 5000, "1" + "0" * 30 + "s"),
         ]
     ),
@@ -97,7 +109,7 @@ def test_any_tree(host: dict[str, object], pair: dict[str, object]) -> None:
 @RELAXED
 @given(st.data())
 def test_any_value_in_a_good_file(data: st.DataObject) -> None:
-    text = data.draw(st.sampled_from([HOST, PAIR]))
+    text = data.draw(st.sampled_from([HOST, PAIR, ETCD]))
     tree = yaml.load(text, yaml.BaseLoader)
     part = tree
     while True:
@@ -112,7 +124,7 @@ def test_any_value_in_a_good_file(data: st.DataObject) -> None:
 
 
 @RELAXED
-@given(st.sampled_from([HOST, PAIR]), st.data())
+@given(st.sampled_from([HOST, PAIR, ETCD]), st.data())
 def test_a_damaged_file(text: str, data: st.DataObject) -> None:
     raw = text.encode()
     start = data.draw(st.integers(0, len(raw)))

@@ -19,7 +19,7 @@ from coloha.config import (
     reference,
     schema,
 )
-from coloha.config.model import Section
+from coloha.config.section import Section, type_of
 from coloha.config.settings import all_sections
 
 from .support import KEY, edit, write
@@ -29,6 +29,17 @@ EXAMPLES: dict[type[Section], Path] = {
     HostConfig: ROOT / "etc/coloha.yaml",
     PairConfig: ROOT / "etc/pairs.d/example.yaml",
 }
+
+
+_PAIR_EXAMPLE = EXAMPLES[PairConfig].read_text()
+FOLDER = _PAIR_EXAMPLE[
+    _PAIR_EXAMPLE.index("\n  type: file") : _PAIR_EXAMPLE.index("\n\n  # Or an etcd")
+]
+_COMMENTED = _PAIR_EXAMPLE[
+    _PAIR_EXAMPLE.index("  # type: etcd") : _PAIR_EXAMPLE.index("\nrecovery")
+]
+CLUSTER = "\n" + re.sub(r"(?m)^  # ([a-z_]+:|  - )", r"  \1", _COMMENTED)
+"""The example's two witnesses: the one that it has, and the one in its comments."""
 
 
 def example(folder: Path, replace: tuple[str, str] | None = None) -> Path:
@@ -41,8 +52,14 @@ def example(folder: Path, replace: tuple[str, str] | None = None) -> Path:
         "pairs.d/vmlinuz": "",
         "pairs.d/initrd.img": "",
         "pairs.d/OVMF.fd": "",
+        "pairs.d/etcd-password": "secret",
+        "pairs.d/etcd-ca.pem": "",
+        "pairs.d/etcd-node.pem": "",
+        "pairs.d/etcd-node.key": "",
     }
     host_file = write(folder, files)
+    for name in ("etcd-password", "etcd-node.key"):
+        (folder / "pairs.d" / name).chmod(0o600)
     (folder / "pairs.d/web.yaml").unlink()
     return host_file
 
@@ -71,6 +88,7 @@ def test_examples_load_with_defaults(tmp_path: Path) -> None:
             "  kernel: vmlinuz\n  initrd: initrd.img\n  append: console=ttyS0",
             "  firmware: OVMF.fd",
         ),
+        (FOLDER, CLUSTER),
     ],
 )
 def test_alternatives_in_the_example_load(tmp_path: Path, replace: tuple[str, str]) -> None:
@@ -149,7 +167,8 @@ def test_reference_has_every_key_default_and_range() -> None:
     for root in EXAMPLES:
         for path, section in all_sections(root):
             title = "## Host file" if root is HostConfig else "## Pair file"
-            part = text[text.index(f"\n### `{path}`\n" if path else f"\n{title}") :]
+            kind = f" of `type: {type_of(section)}`" if "type" in section.model_fields else ""
+            part = text[text.index(f"\n### `{path}`{kind}\n" if path else f"\n{title}") :]
             for name, info in section.model_fields.items():
                 row = next(line for line in part.splitlines() if line.startswith(f"| `{name}` |"))
                 assert len(re.findall(r"(?<!\\)\|", row)) == 7, row

@@ -1,12 +1,14 @@
-"""How locations that pydantic reports become paths in a file, also for unions yet to come."""
+"""How locations that pydantic reports become paths in a file."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
+from pydantic import Field
 
 from coloha.config.messages import validate
-from coloha.config.model import ByType, Nic, NodeAddresses, PairConfig, Section, Vm
+from coloha.config.model import Nic, NodeAddresses, PairConfig, Vm
+from coloha.config.section import Section
 from coloha.config.settings import all_sections, locate
 from coloha.config.source import KeyPath, dotted, read
 
@@ -28,7 +30,7 @@ class Second(Section):
 class Holder(Section):
     """Holds either kind."""
 
-    thing: Annotated[First | Second, ByType()]
+    thing: Annotated[First | Second, Field(discriminator="type")]
 
 
 def problems(folder: Path, text: str) -> list[str]:

@@ -46,7 +46,7 @@ def done() -> Assets:
 @pytest.fixture
 def cache(done: Assets, tmp_path: Path) -> Path:
     """A cache of its own that has everything but the guest."""
-    for name in ("qemu", "kernel"):
+    for name in ("qemu", "etcd", "kernel"):
         if (cache_folder() / name).exists():
             (tmp_path / name).symlink_to(cache_folder() / name)
     return tmp_path
@@ -99,7 +99,7 @@ def test_an_unprepared_lab_says_how_to_prepare_it(
     (tmp_path / "lab.env").write_text(
         "".join(
             f"{name}=/nowhere/{name}\n"
-            for name in ("qemu", "qemu_img", "kernel", "initrd", "plugin")
+            for name in ("qemu", "qemu_img", "etcd", "kernel", "initrd", "plugin")
         )
     )
     with pytest.raises(LabError, match="/nowhere/qemu is missing: run `make setup`"):

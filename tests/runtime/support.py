@@ -104,6 +104,9 @@ class FakeWitness:
             raise answer
         return answer
 
+    async def probe(self, pair: str) -> None:
+        pass
+
     async def close(self) -> None:
         pass
 

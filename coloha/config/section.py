@@ -1,0 +1,22 @@
+"""What all sections of the configuration have in common."""
+
+from typing import get_args
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
+
+
+class Section(BaseModel):
+    """Base of all sections: read-only, and no key that is not listed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def type_of(member: type[Section]) -> str:
+    """Return what `type` is in a section that is one of several kinds."""
+    return str(get_args(member.model_fields["type"].annotation)[0])
+
+
+def missing(message: str) -> PydanticCustomError:
+    """Make the error of a field that should be there: it is reported at the section around it."""
+    return PydanticCustomError("section", "{message}", {"message": message})

@@ -1,0 +1,13 @@
+"""The witness that a pair's file names, opened."""
+
+from coloha import config
+from coloha.adapters.witness import Witness
+from coloha.adapters.witness_etcd import EtcdWitness
+from coloha.adapters.witness_file import FileWitness
+
+
+def open_witness(section: config.Witness) -> Witness:
+    """Return the witness of this section. Nothing is asked of it yet."""
+    if isinstance(section, config.EtcdWitness):
+        return EtcdWitness(section)
+    return FileWitness(section.directory, section.timeout)
