@@ -58,7 +58,7 @@ class EtcdCluster:
         self.directory = directory
         self.members = list(members)
         self.endpoints = [f"{scheme}://{member.ip}:{member.client}" for member in members]
-        self._program, self._arguments = program, list(arguments)
+        self._program, self.arguments = program, list(arguments)
         self._popen, self._inside = popen, inside
         self._processes: dict[int, subprocess.Popen[Any]] = {}
 
@@ -91,7 +91,7 @@ class EtcdCluster:
             *("--initial-advertise-peer-urls", peers[number], "--initial-cluster", names),
             *("--initial-cluster-token", self.directory.name),
             *("--listen-metrics-urls", f"http://{member.ip}:{member.metrics}"),
-            *self._arguments,
+            *self.arguments,
         ]
 
     def log_file(self, number: int) -> Path:

@@ -318,12 +318,13 @@ def _why(error: Exception, endpoint: str) -> str:
         )
     if isinstance(error, aiohttp.ClientConnectorError):
         cause = error.os_error
-        if isinstance(cause, ssl.SSLError):
+        if isinstance(cause, ssl.SSLError | ConnectionResetError) and endpoint.startswith("https:"):
             return f"no TLS ({_words(cause)}): see that this endpoint speaks https"
         return f"{_words(cause)}: is etcd running there?"
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        hint = ": does this endpoint want https?" if endpoint.startswith("http:") else ""
-        return f"it closed the connection without an answer{hint}"
+    if isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError):
+        said = getattr(error, "strerror", None) or "no answer"
+        wants = "https" if endpoint.startswith("http:") else "another witness.cert_file"
+        return f"it ended the connection ({said}): if it always does, it may want {wants}"
     return _words(error)
 
 
@@ -335,7 +336,7 @@ def _words(error: BaseException) -> str:
         return str(error.reason).lower().replace("_", " ")
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
-    return f"{type(error).__name__}: {error}"[:SHOWN_CHARACTERS]
+    return f"{type(error).__name__}: {error}".rstrip(": ")[:SHOWN_CHARACTERS]
 
 
 def _nobody(attempts: list[_Attempt]) -> str:

@@ -78,9 +78,11 @@ def text(data: bytes | str) -> str:
     return base64.b64encode(data.encode() if isinstance(data, str) else data).decode()
 
 
-def gateway(endpoint: str, path: str, **body: Any) -> dict[str, Any]:
+def gateway(endpoint: str, path: str, *, token: str = "", **body: Any) -> dict[str, Any]:
     """Ask a member directly."""
     request = urllib.request.Request(f"{endpoint}/v3/{path}", json.dumps(body).encode())
+    if token:
+        request.add_header("Authorization", token)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(request, timeout=PATIENCE_S) as answer:
         reply = json.loads(answer.read())
