@@ -2,12 +2,14 @@
 
 from coloha import config
 from coloha.adapters.witness import Witness
-from coloha.adapters.witness_etcd import EtcdWitness
 from coloha.adapters.witness_file import FileWitness
 
 
 def open_witness(section: config.Witness) -> Witness:
     """Return the witness of this section. Nothing is asked of it yet."""
     if isinstance(section, config.EtcdWitness):
+        # The HTTP client is large: every verb would load it, and most pairs do without.
+        from coloha.adapters.witness_etcd import EtcdWitness  # noqa: PLC0415
+
         return EtcdWitness(section)
     return FileWitness(section.directory, section.timeout)

@@ -11,14 +11,20 @@ from typing import Any
 import pytest
 import yaml
 
+from coloha.adapters.witness import encode_record
 from coloha.cli.main import main
+from coloha.core.record import first_record
 from coloha.qemu import probe as probe_module
 from coloha.runtime.keeper import available_memory_bytes
 from lab.assets import Assets, load_assets
+from lab.etcd import EtcdCluster
 from lab.namespace import CHECKOUT, Namespace
+from tests.adapters.etcd_support import etcd, put, value_of
 from tests.adapters.support import PATIENCE_S
 from tests.cli.support import configure
 from tests.config.support import PAIR
+
+__all__ = ["etcd"]
 
 Captured = pytest.CaptureFixture[str]
 
@@ -235,6 +241,22 @@ def test_a_witness_that_cannot_be_written_is_a_problem(tmp_path: Path, capsys: C
     host_file = write(tmp_path, vm, witness={"type": "file", "directory": "/sys/kernel"})
     (problem,) = problems(capsys, host_file)
     assert "/sys/kernel/web.probe.lock" in problem
+
+
+def test_a_witness_in_etcd_is_asked_at_every_member(
+    tmp_path: Path, capsys: Captured, etcd: EtcdCluster
+) -> None:
+    vm = {"qemu": str(fake_qemu(tmp_path)), "accelerator": "qtest"}
+    witness = {"type": "etcd", "endpoints": etcd.endpoints, "prefix": "/check/"}
+    found = findings(capsys, write(tmp_path, vm, witness=witness), 0)
+    assert f"ok      web: witness etcd at {etcd.endpoints[0]}, record: none yet" in found
+    put(etcd.endpoints[0], "/check/web", encode_record(first_record("life", "alpha")))
+    found = findings(capsys, write(tmp_path, vm, witness=witness), 0)
+    assert found[-1].endswith("record: solo(1, alpha)")
+    witness["endpoints"] = [*etcd.endpoints, "http://127.0.0.1:1"]
+    (problem,) = problems(capsys, write(tmp_path, vm, witness=witness))
+    assert problem == "witness: http://127.0.0.1:1: Connection refused: is etcd running there?"
+    assert value_of(etcd.endpoints[0], "/check/web.probe") is None
 
 
 def test_memory_that_is_not_there_is_a_problem(tmp_path: Path, capsys: Captured) -> None:

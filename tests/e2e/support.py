@@ -11,6 +11,7 @@ from typing import Any
 from lab.assets import load_assets
 from lab.client import Report, RunningClient, start_client
 from lab.cluster import Cluster, Timing
+from lab.etcd import EtcdCluster, etcd_between
 from lab.topology import GUEST_IP, Topology
 
 PATIENT = Timing(interval="100ms", misses=6, stall_timeout="3s")
@@ -24,6 +25,8 @@ class Scene:
     topology: Topology
     cluster: Cluster
     client: RunningClient
+    etcd: EtcdCluster | None = None
+    """The witness, if it is not the folder."""
 
     def wait_protected(self, timeout_s: float = 40.0) -> tuple[str, str]:
         """Wait for protection; return primary and secondary."""
@@ -85,11 +88,23 @@ def scene(
     program: list[str] | None = None,
     qemu: Path | None = None,
     vm: dict[str, Any] | None = None,
+    in_etcd: bool = False,
 ) -> Iterator[Scene]:
     """Bring a pair up from nothing until the client is answered."""
-    with Topology() as topology:
+    with contextlib.ExitStack() as stack:
+        topology = stack.enter_context(Topology())
+        assets, witness, etcd = load_assets(), None, None
+        if in_etcd:
+            etcd = stack.enter_context(etcd_between(topology, assets.etcd))
+            witness = {"type": "etcd", "endpoints": etcd.endpoints, "timeout": "2s"}
         cluster = Cluster(
-            topology, load_assets(), timing or PATIENT, guest_words=guest_words, qemu=qemu, vm=vm
+            topology,
+            assets,
+            timing or PATIENT,
+            guest_words=guest_words,
+            qemu=qemu,
+            vm=vm,
+            witness=witness,
         )
         if program is not None:
             cluster.program = program
@@ -100,7 +115,7 @@ def scene(
         try:
             cluster.wait_protected(60)
             client.wait_for_answers(10, 60)
-            yield Scene(topology, cluster, client)
+            yield Scene(topology, cluster, client, etcd)
         except BaseException:
             print(cluster.report())
             raise
