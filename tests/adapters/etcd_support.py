@@ -150,6 +150,12 @@ async def passes(exchange: Exchange) -> None:
     await exchange.answer(await exchange.forward())
 
 
+async def passes_and_stays(exchange: Exchange) -> None:
+    """The answer, as if the connection were to be used again."""
+    answer = await exchange.forward()
+    await exchange.answer(answer.replace(b"Connection: close\r\n", b""))
+
+
 async def done_and_closed(exchange: Exchange) -> None:
     await exchange.forward()
 
@@ -193,7 +199,8 @@ def says(status: int, body: bytes, *headers: str, done: bool = False) -> Fate:
 class Proxy:
     """Stands before a member. A request of a kind meets the fates set for it in turn, then passes.
 
-    Kinds are the last words of paths, such as `txn`. One connection carries one request.
+    Kinds are the last words of paths, such as `txn`. One connection carries one request, unless
+    `keeps_alive`.
     """
 
     def __init__(self, endpoint: str) -> None:
@@ -203,6 +210,8 @@ class Proxy:
         self.otherwise: Fate = passes
         """What becomes of requests without a fate of their own."""
         self.seen: list[str] = []
+        self.keeps_alive = False
+        self.connections = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     def expect(self, kind: str, *fates: Fate) -> None:
@@ -229,20 +238,27 @@ class Proxy:
         self._tasks.add(task)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            first, *lines = head.decode().split("\r\n")
-            headers = dict(line.lower().split(": ", 1) for line in lines if line)
-            body = await reader.readexactly(int(headers["content-length"]))
-            kept = [line for line in lines if line and not line.lower().startswith("connection")]
-            raw = "\r\n".join([first, *kept, "Connection: close", "", ""]).encode() + body
-            path = first.split()[1]
-            kind = path.rpartition("/")[2]
-            self.seen.append(kind)
-            fates = self.fates.get(kind)
-            fate = fates.popleft() if fates else self.otherwise
-            await fate(Exchange(self, path, raw, writer))
+            while True:
+                await self._exchange(reader, writer)
+                if not self.keeps_alive:
+                    break
         except (OSError, asyncio.IncompleteReadError):
             pass  # the witness did not wait
         finally:
             writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        headers = dict(line.lower().split(": ", 1) for line in lines if line)
+        body = await reader.readexactly(int(headers["content-length"]))
+        kept = [line for line in lines if line and not line.lower().startswith("connection")]
+        raw = "\r\n".join([first, *kept, "Connection: close", "", ""]).encode() + body
+        path = first.split()[1]
+        kind = path.rpartition("/")[2]
+        self.seen.append(kind)
+        fates = self.fates.get(kind)
+        fate = fates.popleft() if fates else self.otherwise
+        await fate(Exchange(self, path, raw, writer))

@@ -10,7 +10,19 @@ import pytest
 
 from coloha.adapters.witness_etcd import EtcdWitness
 from lab.etcd import EtcdCluster
-from tests.adapters.etcd_support import PROTECTED, SOLO, failure, gateway, loopback, opened, text
+from tests.adapters.etcd_support import (
+    PROTECTED,
+    SOLO,
+    Proxy,
+    dropped,
+    failure,
+    gateway,
+    loopback,
+    opened,
+    passes,
+    says,
+    text,
+)
 from tests.adapters.support import PATIENCE_S, Runner
 
 SHORT_S = 3.0
@@ -143,33 +155,46 @@ def test_a_user_who_may_not_write_is_told_before_it_matters(
 def test_a_token_that_etcd_forgot_is_renewed(
     run: Runner, guarded: EtcdCluster, pair: str, passwords: Users
 ) -> None:
-    async def main() -> None:
-        async with opened(guarded.endpoints, **passwords["coloha"]) as witness:
-            assert await witness.swap(pair, None, SOLO, "alpha") == SOLO
-            guarded.kill(0)
-            guarded.start(0)
-            await asyncio.to_thread(guarded.wait_ready)
-            assert await witness.swap(pair, SOLO, PROTECTED, "alpha") == PROTECTED
-
-    run(main())
-
-
-def test_a_token_from_before_a_change_of_roles_is_renewed(
-    run: Runner, guarded: EtcdCluster, pair: str, passwords: Users
-) -> None:
     endpoint = guarded.endpoints[0]
 
+    def forget() -> None:
+        """Set the same password: the user's tokens are void."""
+        token = token_of(endpoint, "root")
+        ask(endpoint, token, "user/changepw", name="coloha", password=PASSWORDS["coloha"])
+
     async def main() -> None:
         async with opened(guarded.endpoints, **passwords["coloha"]) as witness:
             assert await witness.swap(pair, None, SOLO, "alpha") == SOLO
-            for _ in range(2):
-                await asyncio.to_thread(
-                    lambda: grant(endpoint, token_of(endpoint, "root"), "looker", "READ")
-                )
-                assert await witness.read(pair) in (SOLO, PROTECTED)
-                assert await witness.swap(pair, SOLO, PROTECTED, "alpha") == PROTECTED
+            await asyncio.to_thread(forget)
+            assert await witness.read(pair) == SOLO
+            await asyncio.to_thread(forget)
+            assert await witness.swap(pair, SOLO, PROTECTED, "alpha") == PROTECTED
+            await asyncio.to_thread(grant, endpoint, token_of(endpoint, "root"), "looker", "READ")
+            await witness.probe(pair)
 
     run(main())
+
+
+def test_a_swap_under_an_old_token_is_no_doubt(
+    guarded: EtcdCluster, pair: str, passwords: Users
+) -> None:
+    """etcd did not make it, and a new token is not to be had."""
+    old = says(401, b'{"error": "etcdserver: invalid auth token", "code": 16}')
+
+    async def main() -> None:
+        settings = passwords["coloha"]
+        async with (
+            Proxy(guarded.endpoints[0]) as proxy,
+            opened([proxy.url], SHORT_S, **settings) as witness,
+        ):
+            proxy.expect("txn", old, passes)
+            assert await witness.swap(pair, None, SOLO, "alpha") == SOLO
+            proxy.expect("txn", old, old)
+            proxy.expect("authenticate", dropped, dropped)
+            error = await failure(witness.swap(pair, SOLO, PROTECTED, "alpha"))
+            assert not error.unknown
+
+    asyncio.run(main())
 
 
 def test_a_user_where_there_are_none_is_told(

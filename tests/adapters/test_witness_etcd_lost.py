@@ -24,6 +24,7 @@ from tests.adapters.etcd_support import (
     lost,
     opened,
     passes,
+    passes_and_stays,
     says,
     value_of,
 )
@@ -239,6 +240,28 @@ def test_what_was_never_sent_is_no_doubt(run: Runner, etcd: EtcdCluster, pair: s
 
     run(main())
     assert value_of(etcd.endpoints[0], f"/coloha/{pair}") is None
+
+
+def test_a_request_on_a_connection_that_was_open_already_was_sent(
+    run: Runner, etcd: EtcdCluster, pair: str
+) -> None:
+    async def main() -> None:
+        async with (
+            Proxy(etcd.endpoints[0]) as proxy,
+            opened([proxy.url], TIMEOUT_S) as witness,
+        ):
+            proxy.keeps_alive, proxy.otherwise = True, passes_and_stays
+
+            async def last(exchange: Exchange) -> None:
+                proxy.stop()
+                exchange.reset()
+
+            proxy.expect("txn", last)
+            error = await failure(witness.swap(pair, None, SOLO, "alpha"))
+            assert error.unknown
+            assert proxy.connections == 1
+
+    run(main())
 
 
 def test_a_swap_without_a_read_is_no_doubt(etcd: EtcdCluster, pair: str) -> None:
