@@ -31,7 +31,10 @@ REFUSALS = (INVALID_ARGUMENT, PERMISSION_DENIED, RESOURCE_EXHAUSTED, FAILED_PREC
 OLD_TOKEN = ("revision in header is old", "revision of auth store is old")
 """How etcd says that its users or roles have changed since it gave out the token."""
 
-NOT_ETCD = "this is not etcd 3.4 or newer: correct the endpoint"
+NOT_ETCD = (
+    "this is no JSON gateway of etcd 3.4 or newer: correct the endpoint, or have etcd started with"
+    " --enable-grpc-gateway"
+)
 ADVICE = {
     "invalid user ID or password": "correct witness.user or the password file",
     "user name is empty": "etcd wants a user: set witness.user and witness.password_file",
@@ -255,6 +258,8 @@ class Etcd:
             trace.on_connection_create_end.append(_mark_sent)
             trace.on_connection_reuseconn.append(_mark_sent)
             self._session = aiohttp.ClientSession(
+                # Members that hang must not use up what the others need.
+                connector=aiohttp.TCPConnector(limit=0),
                 timeout=aiohttp.ClientTimeout(),  # the deadline is the caller's
                 cookie_jar=aiohttp.DummyCookieJar(),
                 auto_decompress=False,

@@ -211,14 +211,20 @@ HEADER = b'{"header": {"cluster_id": "1", "revision": "1"}, '
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (says(200, b"<html>hello</html>", "Content-Type: text/html"), "this is not etcd"),
-        (says(200, b'{"kvs": []}'), "this is not etcd"),
-        (says(200, b'{"header": {"cluster_id": 1}}'), "this is not etcd"),
-        (says(200, b"[" * 100_000), "this is not etcd"),
-        (says(200, b"\xff\xfe"), "this is not etcd"),
-        (says(200, b""), "this is not etcd"),
-        (says(404, b"404 page not found\n"), "HTTP status 404, this is not etcd"),
-        (says(502, b"<html>bad gateway</html>"), "HTTP status 502, this is not etcd"),
+        (
+            says(200, b"<html>hello</html>", "Content-Type: text/html"),
+            "this is no JSON gateway of etcd",
+        ),
+        (says(200, b'{"kvs": []}'), "this is no JSON gateway of etcd"),
+        (says(200, b'{"header": {"cluster_id": 1}}'), "this is no JSON gateway of etcd"),
+        (says(200, b"[" * 100_000), "this is no JSON gateway of etcd"),
+        (says(200, b"\xff\xfe"), "this is no JSON gateway of etcd"),
+        (says(200, b""), "this is no JSON gateway of etcd"),
+        (says(404, b"404 page not found\n"), "HTTP status 404, this is no JSON gateway of etcd"),
+        (
+            says(502, b"<html>bad gateway</html>"),
+            "HTTP status 502, this is no JSON gateway of etcd",
+        ),
         (says(200, HEADER + b'"x": "' + b"x" * 300_000 + b'"}'), "more than 262144 bytes"),
         (says(200, HEADER + b'"kvs": [{"value": "%%%", "mod_revision": "1"}]}'), "is damaged"),
         (says(200, HEADER + b'"kvs": [7]}'), "is damaged"),
@@ -227,7 +233,7 @@ HEADER = b'{"header": {"cluster_id": "1", "revision": "1"}, '
         (says(503, b'{"error": "etcdserver: no leader", "code": 14}'), "reach each other"),
         (says(429, b'{"error": "etcdserver: too many requests", "code": 8}'), "too many requests"),
         (says(500, b'{"message": "' + b"x" * 10_000 + b'"}'), "it says 'xxx"),
-        (says(200, b"x", "Content-Encoding: gzip"), "this is not etcd"),
+        (says(200, b"x", "Content-Encoding: gzip"), "this is no JSON gateway of etcd"),
     ],
 )
 def test_what_is_no_answer_of_etcd_is_refused(
