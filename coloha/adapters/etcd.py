@@ -27,7 +27,11 @@ SHOWN_CHARACTERS = 200
 INVALID_ARGUMENT, PERMISSION_DENIED, RESOURCE_EXHAUSTED, FAILED_PRECONDITION = 3, 7, 8, 9
 UNAUTHENTICATED = 16
 REFUSALS = (INVALID_ARGUMENT, PERMISSION_DENIED, RESOURCE_EXHAUSTED, FAILED_PRECONDITION)
-"""Codes of gRPC with which etcd says that it did not, and will not, execute a request."""
+"""Codes of gRPC with which etcd says that it did not, and will not, execute a request.
+
+Only in words of its own: its gateway uses the same codes for an answer that it could not pass on.
+"""
+OWN_WORDS = "etcdserver: "
 OLD_TOKEN = ("revision in header is old", "revision of auth store is old")
 """How etcd says that its users or roles have changed since it gave out the token."""
 
@@ -311,7 +315,8 @@ def _complaint(status: int, reply: Json) -> _Unanswered:
     text = f"it says {said[:SHOWN_CHARACTERS]!r}" + (f": {advice}" if advice else "")
     if code == UNAUTHENTICATED or any(words in said for words in OLD_TOKEN):
         return _OldToken(text)
-    return _Refused(text) if code in REFUSALS else _Unanswered(text)
+    refused = code in REFUSALS and said.startswith(OWN_WORDS)
+    return _Refused(text) if refused else _Unanswered(text)
 
 
 def _why(error: Exception, endpoint: str) -> str:
@@ -347,4 +352,6 @@ def _words(error: BaseException) -> str:
 def _nobody(attempts: list[_Attempt]) -> str:
     """Say what became of each member."""
     last = {attempt.endpoint: attempt.failure for attempt in attempts}
+    if not last:
+        return "etcd is too slow: no time was left to ask again; if that lasts, see its disks"
     return "; ".join(f"{endpoint}: {failure}" for endpoint, failure in last.items())

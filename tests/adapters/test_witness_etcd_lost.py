@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from coloha import config
+from coloha.adapters.etcd import Etcd
 from coloha.core.record import Record
 from lab.etcd import EtcdCluster
 from tests.adapters.etcd_support import (
@@ -48,6 +50,7 @@ DONE_AND_LOST: dict[str, Fate] = {
     "leader changed": says(503, LEADER_CHANGED, done=True),
     "a gateway's error": says(502, b"<html>", done=True),
     "nonsense": says(200, b"nonsense", done=True),
+    "too much to pass on": says(429, b'{"error": "grpc: too large", "code": 8}', done=True),
 }
 NOT_DONE: dict[str, Fate] = {
     "silent": lost,
@@ -286,6 +289,20 @@ def test_a_refusal_is_no_doubt_unless_a_copy_was_sent(etcd: EtcdCluster, pair: s
             assert "grant witness.user readwrite" in str(error)
             proxy.expect("txn", lost, refusal)
             assert (await failure(witness.swap(pair, None, SOLO, "alpha"))).unknown
+
+    asyncio.run(main())
+
+
+def test_a_read_that_takes_all_the_time_leaves_none_to_swap(etcd: EtcdCluster, pair: str) -> None:
+    section = config.EtcdWitness(type="etcd", endpoints=tuple(etcd.endpoints))
+
+    async def main() -> None:
+        client = Etcd(section)
+        past = asyncio.get_running_loop().time() - 0.001
+        error = await failure(client.ask("kv/txn", {}, past, changes=True))
+        assert "no time was left" in str(error)
+        assert not error.unknown
+        await client.close()
 
     asyncio.run(main())
 

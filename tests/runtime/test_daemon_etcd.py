@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+
 from coloha.core.record import Record
 from tests.adapters.etcd_support import history_of, loopback
 from tests.runtime.daemon_support import Daemon
@@ -42,6 +44,7 @@ def test_two_daemons_share_a_record_in_etcd(alpha: Daemon, beta: Daemon, tmp_pat
     assert list((tmp_path / "witness").iterdir()) == []
 
 
+@pytest.mark.parametrize("daemons", ["uvloop"], indirect=True)
 def test_pairs_with_one_witness_share_it(alpha: Daemon, tmp_path: Path) -> None:
     with loopback(tmp_path / "etcd") as etcd:
         alpha.pair["witness"] = {"type": "etcd", "endpoints": etcd.endpoints}
