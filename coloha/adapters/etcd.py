@@ -118,7 +118,7 @@ class Etcd:
                     return reply
         except _Refused as error:
             unknown = changes and any(attempt.sent for attempt in attempts)
-            raise WitnessError(f"etcd: {error}", unknown=unknown) from error
+            raise WitnessError(str(error), unknown=unknown) from error
         finally:
             for task in running:
                 task.cancel()
@@ -137,8 +137,8 @@ class Etcd:
             attempt = running.pop(task)
             try:
                 reply = task.result()
-            except _Refused:
-                raise
+            except _Refused as error:
+                raise _Refused(f"{attempt.endpoint}: {error}") from error
             except _Unanswered as error:
                 attempt.failure = str(error)
             else:

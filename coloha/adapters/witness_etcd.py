@@ -4,8 +4,8 @@ A swap is one transaction that compares the key's mod_revision with the one read
 such key). A reply may be lost after the request was sent, and etcd may execute it late. Asking the
 same transaction again, of any member, is safe, and it is how the outcome becomes known:
 
-- At most one copy ever succeeds: a success moves the mod_revision on, it never comes back, and
-  every copy compares it with the same value. Two copies that were executed do what one does.
+- At most one copy ever succeeds: a success moves the mod_revision on, and every copy compares it
+  with the same value, which never comes back (0 does, if somebody removes the key by hand).
 - A copy that fails says what the record is now, and that the mod_revision has moved on. No copy
   can succeed after that; if one did before, the record is `new`, or a later one that followed it.
 - `new` names the node that asks and its session or generation, so nobody else writes the same.

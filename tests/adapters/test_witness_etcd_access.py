@@ -101,6 +101,7 @@ def test_a_wrong_password_is_told_and_not_shown(
                 witness.probe(pair),
             ):
                 error = await failure(call)
+                assert str(error).startswith(f"{guarded.endpoints[0]}: it says 'etcdserver: ")
                 assert "correct witness.user or the password file" in str(error)
                 assert "open-up" not in str(error)
                 assert not error.unknown

@@ -32,7 +32,7 @@ from tests.adapters.etcd_support import (
 )
 from tests.adapters.support import Runner, eventually, ticking
 
-TIMEOUT_S = 1.0
+TIMEOUT_S = 1.5
 """Where a call must come to its deadline."""
 
 RETRY_S = 3.0
