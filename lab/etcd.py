@@ -36,6 +36,15 @@ def _popen_here(argv: Sequence[str | Path], **options: Any) -> subprocess.Popen[
     return subprocess.Popen([*_DIES_WITH_US, *argv], **options)
 
 
+def _stands(pid: int) -> bool:
+    """Whether all threads of a process have stopped."""
+    states = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            states.append((task / "stat").read_text().rpartition(") ")[2][0])
+    return set(states) == {"T"}
+
+
 class EtcdCluster:
     """Members of one cluster, numbered from 0; a context manager.
 
@@ -116,8 +125,10 @@ class EtcdCluster:
         process.wait(PATIENCE_S)
 
     def freeze(self, number: int) -> None:
-        """SIGSTOP a member: its kernel still accepts connections, and nobody answers."""
-        self._processes[number].send_signal(signal.SIGSTOP)
+        """SIGSTOP a member, and see it stand: connections are accepted, and nobody answers."""
+        process = self._processes[number]
+        process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: _stands(process.pid), f"the stop of etcd's member {number}")
 
     def thaw(self, number: int) -> None:
         """SIGCONT a member."""
