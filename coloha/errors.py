@@ -61,6 +61,10 @@ class StoreError(ColohaError):
     """The durable state of a pair could not be read or written."""
 
 
+class FlightError(ColohaError):
+    """A flight record cannot be read; the message says where, and what to do."""
+
+
 class ControlError(ColohaError):
     """The daemon could not be asked over its control socket."""
 

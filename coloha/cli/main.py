@@ -13,6 +13,7 @@ from coloha.cli import (
     failover,
     pause,
     protect,
+    replay,
     resume,
     run,
     schema,
@@ -25,12 +26,16 @@ DEFAULT_CONFIG = Path("/etc/coloha/coloha.yaml")
 
 _EPILOG = """exit codes:
   0  yes: it was done, all is well
-  1  no: a check found a problem, a pair is not protected, the daemon did not answer
-  2  the configuration or the command line was refused; nothing was started
+  1  no: a check found a problem, a pair is not protected, the daemon did not answer, a replay
+     decides otherwise
+  2  the configuration, the command line or a flight record was refused; nothing was started
 """
 
 
-_VERBS = (run, check, status, events, start, failover, pause, resume, protect, schema)
+_VERBS = (
+    *(run, check, status, events, start),
+    *(failover, pause, resume, protect, replay, schema),
+)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=module.EXAMPLE + "\n" + _EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if module is not schema:
+        if module not in (replay, schema):
             verb.add_argument(
                 "--config",
                 type=Path,

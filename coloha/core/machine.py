@@ -13,6 +13,7 @@ would break one raises `InvariantError` and must not be used again.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from coloha.core import common, primary, secondary
 from coloha.core.absorb import absorb
@@ -71,6 +72,14 @@ _MAY_BE_INVITED = frozenset(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """All that a machine's next decisions depend on. The context is its own, and changes."""
+
+    context: Context
+    deadline: float
+
+
 class PairMachine:
     """Decides for one pair on one node. See the module's docstring."""
 
@@ -80,6 +89,17 @@ class PairMachine:
         pulse = Pulse(settings.interval_s, settings.misses, settings.incarnation << 20)
         self._context = Context(settings, detector, pulse, Pacing(settings.period_s), now=now)
         self._deadline = now + settings.interval_s
+
+    @classmethod
+    def resume(cls, state: State) -> "PairMachine":
+        """Return a machine that goes on from `state`, which from now on is its own."""
+        machine = cls.__new__(cls)
+        machine._context, machine._deadline = state.context, state.deadline
+        return machine
+
+    def state(self) -> State:
+        """Return the whole state, to be copied before the next step."""
+        return State(self._context, self._deadline)
 
     def step(self, event: Event, now: float) -> list[Action]:
         """Take in `event` at `now`; return what is to be done, in order.

@@ -30,6 +30,7 @@ from coloha.errors import ConfigError, OrderError, StartError
 from coloha.runtime.metrics import Metrics, Totals
 from coloha.runtime.occurrences import Occurrence, Occurrences
 from coloha.runtime.pair import PairRuntime, Services
+from coloha.runtime.recorder import Recorder
 from coloha.runtime.status import as_dict
 from coloha.runtime.store import Store
 from coloha.runtime.witnesses import open_witness
@@ -71,9 +72,10 @@ class Daemon:
         self._occurrences = Occurrences(host.node, host.state_directory / "events.jsonl")
         self._metrics = Metrics()
         self._heartbeats = self._make_heartbeats(key)
+        self._recorder = Recorder(host.node, host.state_directory / "flight", self._occurrences.add)
         services = Services(
             host, key, Store(host.state_directory), self._heartbeats, self._occurrences,
-            self._metrics,
+            self._metrics, self._recorder,
         )  # fmt: skip
         for pair in self._config.pairs:
             self._pairs[pair.name] = PairRuntime(pair, self._witness(pair), services)
@@ -208,6 +210,7 @@ class Daemon:
             await witness.close()
         services.store.close()
         self._loader.shutdown(wait=False)
+        self._recorder.close()
         self._occurrences.close()
         if self._lock is not None:
             os.close(self._lock)
@@ -237,6 +240,7 @@ class Daemon:
             heartbeats_unsent=self._heartbeats.send_errors,
             channels_rejected=self._channels.rejected,
             events_lost=self._occurrences.dropped,
+            steps_unrecorded=self._recorder.lost,
         )
 
     async def _status(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:

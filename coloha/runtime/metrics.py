@@ -37,6 +37,7 @@ class Totals:
     heartbeats_unsent: int = 0
     channels_rejected: int = 0
     events_lost: int = 0
+    steps_unrecorded: int = 0
 
 
 class Metrics(Collector):
@@ -117,6 +118,11 @@ def _of_daemon(totals: Totals) -> Iterator[Metric]:
         "coloha_events_lost",
         "Events that a reader or the disk was too slow for.",
         totals.events_lost,
+    )
+    yield CounterMetricFamily(
+        "coloha_steps_unrecorded",
+        "Steps that are missing from the flight record: the disk was too slow, or full.",
+        totals.steps_unrecorded,
     )
 
 

@@ -62,6 +62,7 @@ from coloha.runtime.keeper import Keeper
 from coloha.runtime.metrics import Metrics, PairGauges
 from coloha.runtime.occurrences import Occurrences
 from coloha.runtime.orders import failover_plan
+from coloha.runtime.recorder import Recorder
 from coloha.runtime.store import Store
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Services:
     heartbeats: Heartbeats
     occurrences: Occurrences
     metrics: Metrics
+    recorder: Recorder
 
 
 class PairRuntime:
@@ -260,6 +262,7 @@ class PairRuntime:
         durable = self._services.store.load(self.name)
         found = self.keeper.find()
         machine = PairMachine(self._settings(), time.monotonic())
+        flight = self._services.recorder.begin(self.name, machine)
         self._inbox = asyncio.Queue(INBOX)
         self._failure = None
         self.trouble = None
@@ -274,7 +277,7 @@ class PairRuntime:
                     # uvloop's timers may be early. The machine's own deadline may be another one
                     # by now: time must not run ahead.
                     now = max(now, self._due)
-                actions = machine.step(event, now)
+                actions = flight.step(event, now)
                 self._observe(event)
                 await self._carry_out(actions, machine.snapshot())
                 self.keeper.tend(now)

@@ -17,7 +17,7 @@ from coloha.config import Config, load
 from coloha.core.actions import Action
 from coloha.core.context import Settings
 from coloha.core.events import Durable, Event, PeerState, Run, Started
-from coloha.core.machine import PairMachine
+from coloha.core.machine import PairMachine, State
 from coloha.core.record import Record
 from coloha.core.snapshot import Snapshot
 from coloha.durable import replace_file
@@ -27,6 +27,7 @@ from coloha.runtime.keeper import Keeper
 from coloha.runtime.metrics import Metrics
 from coloha.runtime.occurrences import Occurrences
 from coloha.runtime.pair import PairRuntime, Services
+from coloha.runtime.recorder import Recorder
 from coloha.runtime.store import Store
 from tests.adapters.support import PATIENCE_S, eventually, state
 from tests.config.support import write
@@ -43,7 +44,8 @@ class FakeMachine:
         self.events: list[Event] = []
         self._stage = stage
         self._deadline = now
-        self._snapshot = PairMachine(settings, now).snapshot()
+        machine = PairMachine(settings, now)
+        self._snapshot, self._state = machine.snapshot(), machine.state()
 
     def step(self, event: Event, now: float) -> list[Action]:
         self._stage.clock.append((now, time.monotonic()))
@@ -53,6 +55,9 @@ class FakeMachine:
 
     def deadline(self) -> float:
         return self._deadline
+
+    def state(self) -> State:
+        return self._state
 
     def snapshot(self) -> Snapshot:
         wire = state(pulse=len(self.events))
@@ -137,12 +142,14 @@ class Stage:
         """For each step: the time the machine was told, and the time it was."""
         self.store = Store(folder / "state")
         self.occurrences = Occurrences("alpha", folder / "events.jsonl")
+        self.recorder = Recorder("alpha", folder / "flight", self.occurrences.add)
         self.keeper = FakeKeeper(self.done)
         self.witness = FakeWitness(self.done)
         heartbeats = cast("Heartbeats", FakeHeartbeats(self))
         services = Services(
-            config.host, b"k" * 32, self.store, heartbeats, self.occurrences, Metrics()
-        )
+            config.host, b"k" * 32, self.store, heartbeats, self.occurrences, Metrics(),
+            self.recorder,
+        )  # fmt: skip
         self.pair = PairRuntime(config.pairs[0], cast("Witness", self.witness), services)
         self.pair.keeper = cast("Keeper", self.keeper)
         self.task: asyncio.Task[None] | None = None
@@ -188,6 +195,7 @@ class Stage:
             with contextlib.suppress(asyncio.CancelledError):
                 await self.task
         self.store.close()
+        self.recorder.close()
         self.occurrences.close()
 
 

@@ -81,7 +81,7 @@ def test_every_pair_is_there_with_its_state() -> None:
 def test_what_happens_is_counted() -> None:
     with serving() as (metrics, port):
         rejected = {"replay": 3, "mac": 1}
-        metrics.totals = lambda: Totals(rejected, 5, 6, 7)
+        metrics.totals = lambda: Totals(rejected, 5, 6, 7, 8)
         for seconds in (0.003, 0.004, 0.07, 9.0):
             metrics.pause("vm", seconds)
         metrics.occurred("vm", "failover")
@@ -95,6 +95,7 @@ def test_what_happens_is_counted() -> None:
     assert value(samples, "coloha_heartbeats_unsent_total") == 5
     assert value(samples, "coloha_channels_rejected_total") == 6
     assert value(samples, "coloha_events_lost_total") == 7
+    assert value(samples, "coloha_steps_unrecorded_total") == 8
     assert value(samples, "coloha_occurrences_total", pair="vm", kind="failover") == 2
     assert value(samples, "coloha_occurrences_total", pair="db", kind="failover") == 1
     pauses = "coloha_checkpoint_pause_seconds"
@@ -128,6 +129,7 @@ def test_names_and_help_are_as_prometheus_wants_them() -> None:
         "coloha_pair_session_commits",
         "coloha_pair_witness_reachable",
         "coloha_pair_paused",
+        "coloha_steps_unrecorded",
     }
     for family in families:
         assert family.name.startswith("coloha_")
