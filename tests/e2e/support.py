@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from coloha.flight.record import files, is_next, read
+from coloha.flight.replay import Replay
 from lab.assets import load_assets
 from lab.client import Report, RunningClient, start_client
-from lab.cluster import Cluster, Timing
+from lab.cluster import PAIR, Cluster, Timing
 from lab.etcd import EtcdCluster, etcd_between
 from lab.topology import GUEST_IP, Topology
 
@@ -72,8 +74,23 @@ class Scene:
         """How often the VM was booted, on all nodes."""
         return sum(self.kinds(name).count("started") for name in self.topology.hosts)
 
+    def replay(self, name: str) -> Replay:
+        """Repeat all that a node decided so far; it must decide the same, step by step."""
+        replay = Replay()
+        last: Path | None = None
+        for path in files(self.topology.hosts[name].state / "flight" / PAIR):
+            for _ in replay.run(read(path), follows=last is not None and is_next(last, path)):
+                pass
+            last = path
+        return replay
+
     def finish(self) -> Report:
-        """End the client; every answer must have been right, on one connection, from one life."""
+        """End the client; every answer must have been right, on one connection, from one life, and
+        the flight records must tell how it was decided.
+        """
+        for name in self.topology.hosts:
+            replay = self.replay(name)
+            assert (replay.steps > 100, replay.gaps) == (True, 0)
         report = self.client.stop()
         assert report.flawless, replace(report, gap_list=[])
         assert self.lives() == 1

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from coloha.core.context import Settings
 from coloha.core.phases import TRANSITIONS, Phase
 from coloha.flight import words
 from coloha.flight.explain import Story
@@ -194,15 +195,11 @@ def test_times_never_run_backwards_and_each_failover_is_told_by_both(tmp_path: P
 
 @pytest.mark.parametrize("phase", Phase)
 def test_every_move_has_words(phase: Phase) -> None:
-    settings = story_settings()
+    settings = Settings("vm", "here", "there", first=True, incarnation=1)
     for after in TRANSITIONS[phase]:
         text = words.move(phase, after, settings)
         assert "{" not in text
         assert not text.startswith("here went from")
-
-
-def story_settings() -> "words.Settings":
-    return words.Settings(pair="vm", me="here", peer="there", first=True, incarnation=1)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 
 import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from coloha.core.phases import Phase
+from coloha.flight.record import files, read
+from coloha.flight.replay import Replay
+from coloha.runtime.recorder import WRITE_EVERY_S
 from lab.namespace import CHECKOUT
 from tests.adapters.support import PATIENCE_S
 from tests.runtime.daemon_support import Daemon
@@ -261,3 +266,19 @@ def test_a_follower_is_told_that_the_daemon_ended(alpha: Daemon) -> None:
         _, said = following.communicate(timeout=PATIENCE_S)
         assert "the daemon closed the connection" in said
         assert following.returncode == 1
+
+
+def test_each_life_leaves_a_record_that_decides_the_same(alpha: Daemon) -> None:
+    folder = alpha.folder / "state" / "flight" / "vm"
+    for life, number in enumerate((signal.SIGKILL, signal.SIGTERM), 1):
+        alpha.start()
+        alpha.wait(lambda: len(alpha.events("daemon-started")) == life, f"life {life}")  # noqa: B023
+        alpha.wait(lambda: alpha.status()["phase"] != "init", "the first decision")
+        time.sleep(2 * WRITE_EVERY_S)
+        alpha.stop(number)
+    killed, ended = files(folder)
+    for path, torn in ((killed, True), (ended, False)):
+        replay = Replay()
+        began, *steps = replay.run(read(path))
+        assert (began.after.node, began.after.pair, replay.torn) == ("alpha", "vm", torn)
+        assert steps[-1].after.phase is not Phase.INIT
