@@ -141,6 +141,28 @@ CASES = [
         "    elif False:\n",
         "tests/core/test_transcripts.py",
     ),
+    Sabotage(
+        "a replay believes what was recorded",
+        "coloha/flight/replay.py",
+        "        if decided != entry.outcome:\n",
+        "        if False:\n",
+        "tests/flight/test_replay.py::test_a_divergence_says_where_and_what",
+    ),
+    Sabotage(
+        "a field of the state is not recorded",
+        "coloha/flight/codec.py",
+        "            object.__setattr__(made, name, value)\n",
+        "            pass\n",
+        "tests/flight/test_codec.py::"
+        "test_a_machine_made_from_its_json_goes_on_as_if_nothing_had_been",
+    ),
+    Sabotage(
+        "steps are lost without a fresh state",
+        "coloha/runtime/recorder.py",
+        "                self._begin(Begins.GAP, now, fresh=True)\n",
+        "                self._retry_at = None\n",
+        "tests/runtime/test_recorder.py::test_a_slow_disk_leaves_a_gap_not_a_wrong_record",
+    ),
 ]
 
 
