@@ -256,6 +256,33 @@ def test_a_full_disk_is_told_once_and_the_record_comes_back(tmp_path: Path, disk
     assert deck.recorder.lost > 100
 
 
+def test_nothing_is_written_after_steps_that_could_not_be(tmp_path: Path, disk: Disk) -> None:
+    """The disk fails once, as a file is full: what waits behind its next header is lost as well."""
+    with flying(tmp_path / "aside") as deck:
+        track = module._Track(tmp_path)
+        writer = module._Writer(track)
+        deck.flight = Flight("alpha", "web", deck.machine, track, deck.told, fresh=True)
+        deck.fly(5)
+        writer.drain()
+        track.full += 1
+        deck.fly(3)
+        disk.full = True
+        writer.drain()
+        disk.full = False
+        writer.drain()
+        assert (track.written, track.unwritten) == (5, 3)
+        deck.fly(1)
+        deck.now += module.RETRY_S
+        deck.fly(3)
+        writer.drain()
+        writer.close()
+    deck.folder = tmp_path
+    items = deck.replayed()
+    assert heads(items) == [Begins.START, Begins.GAP]
+    assert len(steps(items)) == 5 + 2
+    assert items[-1].after == deck.machine.snapshot()
+
+
 def test_the_last_space_on_the_disk_is_left_to_the_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
