@@ -9,8 +9,7 @@ import pytest
 from coloha.cli import exits
 from coloha.cli.main import main
 from coloha.flight.record import Begins
-from tests.core.test_world import QUICK
-from tests.flight.recording import RecordedWorld
+from tests.flight.scenes import scene
 
 NAMES = ("00000001-20261101T031200Z.jsonl.gz", "00000002-20261101T031204Z.jsonl.gz")
 
@@ -18,17 +17,16 @@ NAMES = ("00000001-20261101T031200Z.jsonl.gz", "00000002-20261101T031204Z.jsonl.
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """The record of a secondary that took over, in two files of which the second has no end."""
-    world = RecordedWorld(3, **QUICK)
-    world.run_until(world.protected, 20)
-    world.run(0.5)
-    world.kill_qemu("alpha")
-    world.run(4.0 - world.now)
-    first = b"".join(world.lines["beta"])
-    world.lines["beta"] = []
-    world.head(world.nodes["beta"], Begins.CONTINUED)
-    world.run(2.0)
+    with scene() as played:
+        played.kill_qemu("alpha")
+        played.settle()
+        played.run(4.0 - played.tapes["beta"].now)
+        tape = played.tapes["beta"]
+        first, tape.lines = b"".join(tape.lines), []
+        tape.head(Begins.CONTINUED)
+        played.run(2.0)
     (tmp_path / NAMES[0]).write_bytes(gzip.compress(first))
-    (tmp_path / NAMES[1]).write_bytes(gzip.compress(b"".join(world.lines["beta"]))[:-8])
+    (tmp_path / NAMES[1]).write_bytes(gzip.compress(b"".join(tape.lines))[:-8])
     return tmp_path
 
 

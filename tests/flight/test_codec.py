@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from coloha.core.actions import Action
 from coloha.core.events import Event, QemuExited, Role, Run, ScriptDone
 from coloha.flight.codec import FormError, codec
-from tests.flight.recording import TwinnedWorld, live
+from tests.flight.recording import Twins
+from tests.flight.scenes import live
 
 
 class Colour(StrEnum):
@@ -119,10 +120,10 @@ def test_the_whole_language_of_the_core_is_known(kind: type) -> None:
 def test_a_machine_made_from_its_json_goes_on_as_if_nothing_had_been(first: int) -> None:
     compared = 0
     for seed in range(first, first + 25):
-        try:
-            compared += live(TwinnedWorld, seed).compared
-        except Exception as error:
-            raise AssertionError(f"seed {seed}: {error}") from error
+        twins = Twins(seed)
+        with twins.watching():
+            live(seed)
+        compared += twins.compared
     assert compared > 500
 
 

@@ -12,16 +12,14 @@ import pytest
 from coloha.errors import FlightError
 from coloha.flight import record
 from coloha.flight.record import Entry, Line, Start, Torn, compressed, files, is_next, read
-from tests.flight.recording import RecordedWorld
+from tests.flight.scenes import scene
 
 
 @pytest.fixture(scope="module")
 def lines() -> list[bytes]:
-    world = RecordedWorld(1)
-    world.run(2.0)
-    found = world.lines["alpha"]
-    assert len(found) > 50
-    return found
+    with scene() as played:
+        played.run(0.5)
+    return played.tapes["alpha"].lines
 
 
 @pytest.fixture
