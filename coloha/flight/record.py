@@ -240,7 +240,8 @@ def _start(plain: dict[str, Any], path: Path, line: int) -> Start:
     state = plain.pop("state", None)
     try:
         made = _HEADER.decode(plain)
-        datetime.fromisoformat(made.time)
+        if datetime.fromisoformat(made.time).tzinfo is None:
+            raise ValueError(f"the time {made.time} lacks its zone")
     except ValueError as error:
         raise FlightError(f"{place}: header: {error}: the file is damaged") from error
     try:
@@ -280,7 +281,7 @@ def other_rules(begun: Header) -> str | None:
     if begun.core == core_digest():
         return None
     if begun.coloha == __version__:
-        return f"also {__version__}, but with other rules: {begun.core}, not {core_digest()}"
+        return f"also {__version__}, but with another core: {begun.core}, not {core_digest()}"
     return f"{begun.coloha}; this is {__version__}"
 
 

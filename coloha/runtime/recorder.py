@@ -50,6 +50,8 @@ SPARE_BYTES = 64 << 20
 CLOSE_S = 5.0
 """How long the end of the daemon waits for what is left to be written."""
 
+_BEHIND = f"{WAITING} steps wait for the disk"
+
 Tell = Callable[[str, str, Severity, str, int], None]
 
 
@@ -78,6 +80,8 @@ class _Track:
         """Steps that were written."""
         self.full = 0
         """How many files have grown to their bound."""
+        self.followed = 0
+        """How many of these are, or are about to be, followed by another."""
         self.failed: str | None = None
         """Why the thread stopped writing; the pump takes that back with the next header."""
 
@@ -144,11 +148,14 @@ class Flight:
         self._told = False
         """The operator knows of the gap, and not yet of its end."""
         self._written = 0
-        self._full = track.full
         self._lost = track.lost
         """Steps lost before the last header."""
+        now = time.monotonic()
+        if len(track.waiting) >= WAITING:
+            self._open_gap(now, _BEHIND)
+            return
         track.failed = None
-        self._begin(Begins.START, time.monotonic(), fresh=fresh)
+        self._begin(Begins.START, now, fresh=fresh or track.full != track.followed)
 
     def step(self, event: Event, now: float) -> list[Action]:
         """Have the machine take in `event`; record what it decides, or how it breaks."""
@@ -170,11 +177,10 @@ class Flight:
             return
         if track.failed is not None or len(track.waiting) >= WAITING:
             track.dropped += 1
-            self._open_gap(now, track.failed or f"{WAITING} steps wait for the disk")
+            self._open_gap(now, track.failed or _BEHIND)
             return
         track.waiting.append((now, event, outcome))
-        if self._full != track.full:
-            self._full = track.full
+        if track.full != track.followed:
             self._begin(Begins.CONTINUED, now, fresh=True)
         if self._told and track.written > self._written:
             self._told = False
@@ -202,6 +208,8 @@ class Flight:
             return
         self._retry_at = None
         self._written = track.written
+        if fresh:
+            track.followed = track.full
         track.waiting.append(_Begin(plain, fresh))
 
     def _generation(self) -> int:

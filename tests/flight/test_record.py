@@ -132,6 +132,7 @@ def changed(line: bytes, change: Change) -> bytes:
         (lambda head: head.pop("node"), "header: Header: missing: node"),
         (lambda head: head.update(more=1), "header: Header: no such field: more"),
         (lambda head: head.update(time="noon"), "header: Invalid isoformat string"),
+        (lambda head: head.update(time="2026-11-01T03:12"), "lacks its zone"),
         (lambda head: head.update(begins="again"), "header: begins: 'again' is not"),
         (lambda head: head["state"]["context"].pop("phase"), "state.context: Context: missing"),
         (lambda head: head["state"]["context"].update(new=1), "no such field: new"),
@@ -139,7 +140,7 @@ def changed(line: bytes, change: Change) -> bytes:
         (lambda head: head["state"].update(deadline=None), "state.deadline: None is not a number"),
         (lambda head: head.pop("state"), "state.None is not an object of State"),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_a_header_is_understood_wholly_or_refused(
     path: Path, lines: list[bytes], change: Change, words: str

@@ -283,6 +283,34 @@ def test_nothing_is_written_after_steps_that_could_not_be(tmp_path: Path, disk: 
     assert items[-1].after == deck.machine.snapshot()
 
 
+def test_a_full_file_is_followed_even_if_the_machine_is_made_anew_just_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FILE_BYTES", 100)
+    with flying(tmp_path / "aside") as deck:
+        track = module._Track(tmp_path)
+        writer = module._Writer(track)
+        for _ in range(3):
+            deck.flight = Flight("alpha", "web", deck.machine, track, deck.told, fresh=False)
+            deck.now += 1.0
+            writer.drain()
+        writer.close()
+    assert files(tmp_path)[-1].name.startswith("00000003-")
+
+
+def test_a_disk_that_hangs_costs_no_memory_without_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WAITING", 20)
+    with flying(tmp_path / "aside") as deck:
+        track = module._Track(tmp_path)
+        for _ in range(50):
+            deck.flight = Flight("alpha", "web", deck.machine, track, deck.told, fresh=False)
+            deck.fly(3)
+    assert len(track.waiting) <= 22
+    assert track.lost > 100
+
+
 def test_the_last_space_on_the_disk_is_left_to_the_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
