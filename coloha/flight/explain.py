@@ -91,11 +91,12 @@ class _Teller:
     def began(self, item: Began) -> None:
         """Take in a header: what was known before may be out of date."""
         self._s, after = item.settings, item.after
-        if item.header.begins is Begins.START:
+        if item.header.begins is not Begins.CONTINUED and self._open is not None:
+            self._open.broken_off = True
             self._open = None
+        if item.header.begins is Begins.START:
             self._tell(item.at, f"coloha {item.header.coloha} starts on {self._s.me}")
         elif item.header.begins is Begins.GAP:
-            self._open = None
             missing = f"{item.header.lost} steps are" if item.header.lost else "a part is"
             self._tell(item.at, f"{missing} missing here: the disk was too slow, or full")
         if item.header.begins is not Begins.CONTINUED or self.story.last is None:
@@ -122,11 +123,14 @@ class _Teller:
         self._note_incident(step)
         self.story.last = step.after
 
-    def _tell(self, at: float, text: str, *, news: bool = False) -> None:
-        """Add a sentence; `news` bears on how an incident goes on."""
+    def _tell(self, at: float, text: str) -> None:
         self.story.moments.append(Moment(at, text))
-        if news and self._open is not None:
-            self._open.hear(text)
+
+    def _tell_news(self, at: float, text: str, *, explains: bool = False) -> None:
+        """Tell what bears on how an incident goes on, or even explains it."""
+        self._tell(at, text)
+        if self._open is not None:
+            self._open.hear(text, explains=explains)
 
     # Events
 
@@ -142,9 +146,13 @@ class _Teller:
             script = self._scripts.pop(event.number, None)
             if script is not None and step.before.run is not None:
                 self._failure = self._failed(script, event)
-                self._tell(step.at, self._failure, news=True)
+                gone = event.failure in (Failure.LOST, Failure.SILENT)
+                self._tell_news(step.at, self._failure, explains=gone)
         elif text := self._said(step, event):
-            self._tell(step.at, text, news=isinstance(event, QemuExited | CopyBad))
+            if isinstance(event, QemuExited | CopyBad):
+                self._tell_news(step.at, text, explains=step.before.phase is not _P.KILL)
+            else:
+                self._tell(step.at, text)
 
     def _said(self, step: Step, event: Any) -> str | None:
         """Return the sentence of an event that needs no memory."""
@@ -156,11 +164,7 @@ class _Teller:
                 return None
             case QemuExited(complaint=complaint):
                 killed = step.before.phase is _P.KILL
-                return (
-                    f"{me}'s QEMU is dead, killed by coloha"
-                    if killed
-                    else words.died(me, complaint)
-                )
+                return f"{me}'s QEMU is dead" if killed else words.died(me, complaint)
             case LaunchFailed(reason=reason):
                 return f"{me} could not start QEMU: {reason}"
             case ColoExited():
@@ -181,6 +185,8 @@ class _Teller:
         me, work = self._s.me, words.work(script)
         if event.failure is Failure.SILENT:
             return f"{me}'s QEMU did not answer when asked {work}"
+        if event.failure is Failure.LOST:
+            return f"{me}'s QEMU closed its monitor, as it does when it dies"
         return f"{me}'s QEMU was asked {work}, and failed: {event.reason}"
 
     def _note_heard(self, step: Step, peer: PeerState) -> None:
@@ -196,7 +202,7 @@ class _Teller:
         if before is None:
             return
         if peer.gave_up is not None and peer.gave_up != before.gave_up:
-            self._tell(step.at, f"{name} says that its copy of the VM is lost", news=True)
+            self._tell_news(step.at, f"{name} says that its copy of the VM is lost")
         if peer.colo_exited and not before.colo_exited:
             self._tell(step.at, f"{name} says that its QEMU left COLO")
         if peer.owner and (not before.owner or peer.generation > before.generation):
@@ -218,8 +224,8 @@ class _Teller:
 
     def _note_no_witness(self, step: Step, event: WitnessFailed) -> None:
         if not self._witness_fails:
-            text = f"the witness did not answer {self._s.me}: {event.reason}"
-            self._tell(step.at, text, news=True)
+            why = event.reason
+            self._tell_news(step.at, f"the witness did not answer {self._s.me}: {why}")
         if event.unknown:
             self._tell(step.at, "what was asked of it may have been done, or may yet be")
         self._witness_fails = True
@@ -236,7 +242,7 @@ class _Teller:
     def _note_silence(self, step: Step) -> None:
         if not self._silent and self._is_silent(step):
             self._silent = True
-            self._tell(step.at, self._silence(step), news=True)
+            self._tell_news(step.at, self._silence(step))
 
     def _silence(self, step: Step) -> str:
         assert step.after.heard_at is not None
@@ -252,9 +258,8 @@ class _Teller:
 
     def _note_actions(self, step: Step) -> None:
         if isinstance(step.outcome, Raised):
-            self._tell(
-                step.at, f"coloha broke, and starts over with all held: {step.outcome.raised}"
-            )
+            broke = step.outcome.raised
+            self._tell(step.at, f"coloha broke, and starts over with all held: {broke}")
             return
         for action in step.outcome:
             if isinstance(action, RunScript):

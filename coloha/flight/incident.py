@@ -40,6 +40,9 @@ class Incident:
     generation: int
     """The generation in which it began."""
     cause: str
+    """What this node noticed first."""
+    root: str | None = None
+    """What turned out to be behind that."""
     silent_since: float | None = None
     """When the other node was heard last, if its silence is the cause."""
     held_from: float | None = None
@@ -59,6 +62,8 @@ class Incident:
     boots_at: float | None = None
     protected_at: float | None = None
     over: bool = False
+    broken_off: bool = False
+    """coloha was started anew, or steps are missing, before it was over."""
     waiting: str | None = None
     """What this node waits for at the end of the record."""
 
@@ -67,9 +72,13 @@ class Incident:
         """Whether the VM moved from one node to the other."""
         return self.winner is not None and self.winner != (self.node if self.primary else self.peer)
 
-    def hear(self, news: str) -> None:
-        """Take in what became known, while it is open who goes on."""
-        if self.winner is None and news not in self.news and len(self.news) < MAX_NEWS:
+    def hear(self, news: str, *, explains: bool = False) -> None:
+        """Take in what became known, while it is open who goes on; it may explain the rest."""
+        if self.winner is not None:
+            return
+        if explains and self.root is None:
+            self.root = news
+        elif news not in self.news and len(self.news) < MAX_NEWS:
             self.news.append(news)
 
     def see(self, step: Step) -> None:
@@ -113,9 +122,9 @@ class Incident:
         return " ".join(self._sentences())
 
     def _sentences(self) -> Iterator[str]:
-        yield f"{self._headline()} Why: {self.cause}."
-        for news in self.news:
-            yield f"Then {news}."
+        why = self.cause if self.root is None else f"{self.root} (first sign: {self.cause})"
+        yield f"{self._headline()} {_ended(f'Why: {why}')}"
+        yield from (_ended(f"Then {news}") for news in self.news)
         if self.winner == self.node:
             yield from self._won()
         elif self.winner is not None:
@@ -190,8 +199,14 @@ class Incident:
         if self.protected_at is not None:
             after = words.length(self.protected_at - self.at)
             return f"Protected again at {words.clock(self.protected_at)}, {after} later."
+        if self.broken_off:
+            return "What follows is another life of coloha, or not in the record."
         if self.waiting:
             return (
                 f"As the record ends the VM is not protected: {self.node} waits for {self.waiting}."
             )
         return "As the record ends the VM is not protected."
+
+
+def _ended(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."

@@ -7,6 +7,7 @@ where. Read what `coloha replay tests/flight/records/alpha.jsonl.gz` tells befor
 """
 
 import functools
+import re
 import zlib
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from coloha.runtime import recorder
 from tests.flight.recording import texts
 
 RECORDS = Path(__file__).parent / "records"
+DIED = re.compile(r"alpha's QEMU (died|closed its monitor)")
+"""Whether the process or its monitor is seen to go first is a matter of luck."""
 AGAIN = "the core changed: record it anew with `make record`"
 
 
@@ -56,7 +59,7 @@ def test_why_it_failed_over_first() -> None:
         assert incident.failover
         assert (incident.winner, incident.won) == ("beta", 2)
         assert "the VM failed over from alpha to beta. Why: " in incident.paragraph()
-    assert "Why: alpha's QEMU died" in alpha.paragraph()
+    assert DIED.search(alpha.paragraph())
     assert "beta has generation 2" in alpha.paragraph()
     assert "no client heard it. Protected again at" in alpha.paragraph()
     assert "Why: alpha said that its copy of the VM is lost" in beta.paragraph()
@@ -90,7 +93,7 @@ def test_nothing_else_broke(node: str) -> None:
 
 def test_the_whole_course_is_told() -> None:
     told = texts(explain(items("alpha")))
-    course = [
+    course: list[str | tuple[str, ...]] = [
         "coloha 0.",
         "alpha finds no QEMU running",
         "the VM belongs to alpha alone: alpha starts it",
@@ -99,9 +102,9 @@ def test_the_whole_course_is_told() -> None:
         "the first copy is there",
         "the witness agrees: generation 1 is alpha's, and beta may take over",
         "protected: beta may take over",
-        "alpha's QEMU died",
+        ("alpha's QEMU died", "alpha's QEMU closed its monitor"),
         "beta says that generation 2 is its own",
-        "beta has the VM; alpha is ready to follow it",
+        ("beta has the VM; alpha is ready to follow it", "alpha has no QEMU and waits for an"),
         "alpha holds a copy of the VM and follows beta",
         "nothing was heard of beta",
         "alpha prepares to take over",
