@@ -8,24 +8,29 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from coloha.core.actions import Kill, RunScript, Script, SwapRecord
+from coloha.core.actions import Kill, RunScript, Script, SwapRecord, Tell
 from coloha.core.context import Settings
 from coloha.core.events import (
     ChannelFailed,
     ColoExited,
     CopyBad,
+    FailoverRequested,
     Failure,
     GuestShutdown,
     Heard,
     Invited,
     LaunchFailed,
+    Leaving,
+    PauseRequested,
     PeerState,
+    ProtectRequested,
     QemuExited,
     RecordRead,
     ScriptFailed,
     Started,
     StartRequested,
     SwapDone,
+    Unattended,
     WitnessFailed,
 )
 from coloha.core.phases import Phase
@@ -177,8 +182,26 @@ class _Teller:
                 return f"{me} cannot follow {peer}: {problem}"
             case ChannelFailed(reason=reason):
                 return f"{peer} did not prepare a secondary: {reason}"
+            case Unattended() if _is_news(step):
+                hold = words.length(self._s.restart_hold_s)
+                return f"{peer}'s host answers, its daemon does not: it is given {hold}"
+        return self._ordered(event)
+
+    def _ordered(self, event: Any) -> str | None:
+        """Return the sentence of what an operator wants."""
+        me = self._s.me
+        match event:
+            case Leaving():
+                return f"{me}'s daemon stops, and means to be back"
             case StartRequested():
                 return "an operator asked to start the VM"
+            case PauseRequested(paused=paused):
+                return f"an operator {'paused' if paused else 'resumed'} failover"
+            case FailoverRequested(forced=forced):
+                where = f"on {me} at any price" if forced else "on the other node"
+                return f"an operator wants the VM {where}"
+            case ProtectRequested():
+                return "an operator wants the VM protected now"
         return None
 
     def _failed(self, script: Script, event: ScriptFailed) -> str:
@@ -203,6 +226,11 @@ class _Teller:
             return
         if peer.gave_up is not None and peer.gave_up != before.gave_up:
             self._tell_news(step.at, f"{name} says that its copy of the VM is lost")
+        if peer.restarting and not before.restarting:
+            self._tell(step.at, f"{name} says that its daemon restarts")
+        if peer.pauses > before.pauses:
+            what = "paused" if peer.pauses % 2 else "resumed"
+            self._tell(step.at, f"{name} says that an operator {what} failover")
         if peer.colo_exited and not before.colo_exited:
             self._tell(step.at, f"{name} says that its QEMU left COLO")
         if peer.owner and (not before.owner or peer.generation > before.generation):
@@ -322,3 +350,8 @@ class _Teller:
         if isinstance(event, RecordRead | SwapDone):
             return f"the witness said that {words.meaning(event.record)}"
         return step.after.why_not or f"{me} went to phase {step.after.phase}"
+
+
+def _is_news(step: Step) -> bool:
+    """Whether the machine told of it: it comes again and again."""
+    return isinstance(step.outcome, list) and any(isinstance(a, Tell) for a in step.outcome)
