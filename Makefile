@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 # Namespaces need root, or a user namespace of our own.
 ISOLATED := $(PYTHON) -m lab.privileges $(PYTHON)
 
-.PHONY: setup demo bench record check test docs clean
+.PHONY: setup demo bench chaos record check test docs clean
 
 setup:
 	@lab/setup.sh
@@ -13,6 +13,9 @@ demo: setup
 
 bench: setup
 	@$(ISOLATED) -m lab.bench $(ARGS)
+
+chaos: setup
+	@$(ISOLATED) -m lab.chaos $(ARGS)
 
 record: setup
 	@$(ISOLATED) -m lab.flight

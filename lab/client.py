@@ -23,6 +23,7 @@ from typing import Any, Self, TextIO
 
 from lab.answers import AnswerChecker, Gaps
 from lab.namespace import CHECKOUT, Namespace, wait_until
+from lab.tail import Tail
 
 REPORT_NS = 100_000_000
 DRAIN_NS = 2_000_000_000
@@ -69,8 +70,7 @@ class Report:
 
 def read_reports(path: Path) -> list[Report]:
     """All reports in a file that a client has written or is writing; an unfinished line is left."""
-    lines = path.read_text().splitlines(keepends=True)
-    return [Report.parse(line) for line in lines if line.endswith("\n")]
+    return [Report.parse(line) for line in Tail(path).lines()]
 
 
 class RunningClient:
@@ -78,10 +78,15 @@ class RunningClient:
 
     def __init__(self, process: subprocess.Popen[bytes], path: Path) -> None:
         self.process, self.path = process, path
+        self._tail = Tail(path)
+
+    def news(self) -> list[Report]:
+        """What it has reported since the last call."""
+        return [Report.parse(line) for line in self._tail.lines()]
 
     def reports(self) -> list[Report]:
         """What it has reported so far, oldest first."""
-        return read_reports(self.path) if self.path.exists() else []
+        return read_reports(self.path)
 
     def wait_for_answers(self, count: int = 1, timeout_s: float = 30) -> Report:
         """The first report with `count` right answers; LabError if there is none in time."""

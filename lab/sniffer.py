@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TextIO
 
 from lab.namespace import CHECKOUT, PATIENCE_S, LabError, Namespace
+from lab.tail import Tail
 
 BEACON_PORT = 7777
 BEACON_MAGIC = b"COLOHA"
@@ -104,16 +105,16 @@ def forgotten(numbers: Iterable[int]) -> list[int]:
     return result
 
 
-def read_capture(path: Path) -> Capture:
-    """What a sniffer has written so far; an unfinished line is left."""
+def read_capture(source: Path | Tail) -> Capture:
+    """What a sniffer has written so far, or since the last time; an unfinished line is left."""
+    tail = source if isinstance(source, Tail) else Tail(source)
     frames, dropped = [], None
-    for line in path.read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            entry = json.loads(line)
-            if "dropped" in entry:
-                dropped = entry["dropped"]
-            else:
-                frames.append(Frame(**entry))
+    for line in tail.lines():
+        entry = json.loads(line)
+        if "dropped" in entry:
+            dropped = entry["dropped"]
+        else:
+            frames.append(Frame(**entry))
     return Capture(frames, dropped)
 
 
@@ -135,12 +136,24 @@ class RunningSniffer:
 
 
 def start_sniffer(
-    namespace: Namespace, interfaces: Sequence[str], mac: str, path: Path, *options: str
+    namespace: Namespace,
+    interfaces: Sequence[str],
+    mac: str,
+    path: Path,
+    *options: str,
+    network: Namespace | None = None,
 ) -> RunningSniffer:
-    """Start a sniffer in a namespace; when this returns, it misses nothing."""
+    """Start a sniffer in a namespace; when this returns, it misses nothing.
+
+    `network`: whose network it hears, if not that of the namespace it lives in. A host's sniffer
+    that lives elsewhere is neither stopped nor killed with the host's own processes.
+    """
     chosen = [word for name in interfaces for word in ("--interface", name)]
-    argv = [sys.executable, "-m", "lab.sniffer", "--mac", mac, *chosen, *options, str(path)]
-    process = namespace.popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE)
+    with (network or namespace).inside(lambda: _open_socket(_bytes(mac)), ("net",)) as packets:
+        number = packets.fileno()
+        chosen += ["--socket", str(number)]
+        argv = [sys.executable, "-m", "lab.sniffer", "--mac", mac, *chosen, *options, str(path)]
+        process = namespace.popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, pass_fds=[number])
     assert process.stdout is not None
     with process.stdout:
         ready, _, _ = select.select([process.stdout], [], [], PATIENCE_S)
@@ -148,6 +161,10 @@ def start_sniffer(
             process.kill()
             raise LabError(f"{namespace.name}: the sniffer did not start")
     return RunningSniffer(process, path)
+
+
+def _bytes(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
 
 
 def _open_socket(mac: bytes) -> socket.socket:
@@ -184,9 +201,10 @@ def _open_socket(mac: bytes) -> socket.socket:
 class Sniffer:
     """Writes one line per frame until told to stop."""
 
-    def __init__(self, mac: bytes, interfaces: set[str], out: TextIO) -> None:
-        self._mac, self._interfaces, self._out = mac, interfaces, out
-        self._socket = _open_socket(mac)
+    def __init__(
+        self, packets: socket.socket, mac: bytes, interfaces: set[str], out: TextIO
+    ) -> None:
+        self._socket, self._mac, self._interfaces, self._out = packets, mac, interfaces, out
         self._stopped = False
         self.frames = 0
 
@@ -235,13 +253,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="lab.sniffer", description="Records a machine's frames.")
     parser.add_argument("--mac", required=True, help="the source address of the frames")
     parser.add_argument("--interface", action="append", required=True, help="may be repeated")
+    parser.add_argument("--socket", type=int, help="the packet socket that it was given")
     parser.add_argument("--limit", type=int, default=1_000_000, help="frames (1000000)")
     parser.add_argument("--seconds", type=float, default=600, help="time (600)")
     parser.add_argument("output", type=Path, metavar="FILE")
     options = parser.parse_args()
-    mac = bytes.fromhex(options.mac.replace(":", ""))
+    mac = _bytes(options.mac)
+    packets = _open_socket(mac) if options.socket is None else socket.socket(fileno=options.socket)
     with options.output.open("w") as out:
-        sniffer = Sniffer(mac, set(options.interface), out)
+        sniffer = Sniffer(packets, mac, set(options.interface), out)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, sniffer.stop)
         print("ready", flush=True)

@@ -103,11 +103,11 @@ class Host(Namespace):
             self._part(new)
 
     def mend(self, *, replication: bool = True, clients: bool = True, witness: bool = True) -> None:
-        """Undo `cut`, and all of `cut_one_way`."""
+        """Undo `cut`, and all of `cut_one_way` unless only the witness is chosen."""
         old = _chosen(replication, clients, witness) & self._cut
         self._cut -= old
         if self.alive:
-            if self._deaf:
+            if self._deaf and (replication or clients):
                 self._hear_all()
             self._join(old)
 
