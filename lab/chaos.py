@@ -101,10 +101,7 @@ def _explain(
     say(f"seed {seed}, the faults up to here:")
     for number, blow in enumerate(blows[: len(outcome.results) + 1], 1):
         say(f"  {number:3}. {blow}")
-    for example in striker.listener.voices.examples:
-        say(f"heard: {example}")
-    for turn in striker.listener.voices.turns[-6:]:
-        say(f"record: {turn}")
+    say(striker.listener.account())
     for name in cluster.topology.hosts:
         say(f"--- events of {name}")
         for event in cluster.events(name)[-60:]:

@@ -85,6 +85,18 @@ class Listener:
         self._young = [said for said in self._young if said.t_ns > until_ns]
         self._hear(sorted(old, key=lambda said: said.t_ns))
 
+    def account(self) -> str:
+        """What was heard up to now and what the record said, in words, whatever went wrong."""
+        voices, lines = self.voices, []
+        try:
+            self.judge()
+        except LabError as error:
+            lines.append(str(error))
+        lines.append(f"frames: {voices.counts}, forgotten {voices.forgotten}")
+        lines += [f"heard: {example}" for example in voices.examples]
+        lines += [f"record: {turn}" for turn in voices.turns[-6:]]
+        return "\n".join(lines)
+
     def stop(self) -> None:
         """Judge what is left, and end."""
         self._stop.set()

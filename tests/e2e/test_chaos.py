@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from lab import chaos
-from lab.faults import Blow, Kind, plan
+from lab.faults import plan
 from lab.listener import Listener
 from lab.topology import Topology
 from lab.voices import Verdict
@@ -15,32 +15,14 @@ from tests.e2e.support import Scene, scene
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
-SEED, SHORT_S = 11, 3.0
-
-
-def short(blows: list[Blow]) -> list[Blow]:
-    """Those that are over soon: `make chaos` has the time for the others."""
-    return [
-        blow
-        for blow in blows
-        if all(each.delay_s + each.duration_s < SHORT_S for each in blow.faults)
-    ]
+SEED, COUNT = 13816, 7
+"""A plan of faults that are over soon: `make chaos` has the time for longer ones."""
 
 
 def test_chaos(tmp_path: Path) -> None:
-    """Different kinds, each once, and two of them at a time."""
-    blows = {blow.kind: blow for blow in short(plan(SEED, 60))}
-    chosen = [
-        Kind.TWO,
-        Kind.QEMU_KILL,
-        Kind.LINK,
-        Kind.HOST_FREEZE,
-        Kind.LINK_ONE_WAY,
-        Kind.HOST_KILL,
-    ]
-    outcome = chaos.run(SEED, [blows[kind] for kind in chosen], directory=tmp_path / "chaos")
-    assert outcome.good, "see above"
-    assert len(outcome.results) == len(chosen)
+    outcome = chaos.run(SEED, plan(SEED, COUNT), directory=tmp_path / "chaos")
+    assert outcome.good, "see what it printed"
+    assert len({result.blow.kind for result in outcome.results}) == COUNT
     assert sum(result.failovers for result in outcome.results) > 0
 
 
