@@ -139,6 +139,21 @@ def test_an_interface_may_go_and_come_back(topology: Topology, alpha: Host, tmp_
 
 
 @pytest.mark.qemu
+def test_a_sniffer_that_lives_elsewhere_outlives_the_host_it_hears(
+    topology: Topology, alpha: Host, beta: Host, tmp_path: Path
+) -> None:
+    sniffer = start_sniffer(topology.world, ["uplink"], MAC, tmp_path / "frames", network=alpha)
+    alpha.freeze()
+    send(beta, ethernet(0x88B5, bytes(46)))
+    heard(sniffer, 1)
+    alpha.thaw()
+    alpha.power_off()
+    capture = sniffer.stop()
+    assert [(frame.interface, frame.kind) for frame in capture.frames] == [("uplink", "other")]
+    assert capture.dropped == 0
+
+
+@pytest.mark.qemu
 def test_a_sniffer_ends_at_its_limit(topology: Topology, alpha: Host, tmp_path: Path) -> None:
     sniffer = start_sniffer(topology.world, ["up-alpha"], MAC, tmp_path / "frames", "--limit", "10")
     send(alpha, *(beacon(number) for number in range(1000)))

@@ -99,6 +99,16 @@ def test_a_deaf_host_is_heard(topology: Topology, alpha: Host, beta: Host) -> No
     assert connected(topology, True, True)
 
 
+def test_a_witness_that_is_back_makes_nobody_hear(alpha: Host, beta: Host) -> None:
+    """Two faults at a time: the end of one is not the end of the other."""
+    alpha.cut_one_way()
+    alpha.cut(replication=False, clients=False)
+    alpha.mend(replication=False, clients=False)
+    assert not reaches(beta, alpha, alpha.replication_ip)
+    alpha.mend(clients=False, witness=False)
+    assert reaches(beta, alpha, alpha.replication_ip)
+
+
 def test_one_host_loses_the_witness_and_the_other_keeps_it(
     topology: Topology, alpha: Host, beta: Host
 ) -> None:
