@@ -30,6 +30,8 @@ class Kind(StrEnum):
     """Neither host hears the other; both hear the clients and the witness."""
     LINK_ONE_WAY = "link-one-way"
     """One host does not hear the other, and is heard by it."""
+    HEARTBEATS = "heartbeats"
+    """One host does not hear the other's heartbeats, but all else, checkpoints too."""
     WITNESS_GONE = "witness-gone"
     """The witness's folder is not mounted, on one host or both."""
     WITNESS_HANGS = "witness-hangs"
@@ -113,7 +115,7 @@ _ANY_BOTH = frozenset({Kind.WITNESS_GONE, Kind.WITNESS_HANGS})
 _ONLY_BOTH = frozenset({Kind.LINK, Kind.BOTH_COPIES})
 _KILLS = frozenset({Kind.QEMU_KILL, Kind.HOST_KILL})
 _WITNESS = frozenset({Kind.WITNESS_GONE, Kind.WITNESS_HANGS})
-_LINKS = frozenset({Kind.LINK, Kind.LINK_ONE_WAY})
+_LINKS = frozenset({Kind.LINK, Kind.LINK_ONE_WAY, Kind.HEARTBEATS})
 _CUTS_WITNESS = frozenset({Kind.HOST_CUT, Kind.HOST_KILL, *_WITNESS})
 
 

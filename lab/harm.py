@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 
-from lab.cluster import PAIR, Cluster
+from lab.cluster import HEARTBEAT_PORT, PAIR, Cluster
 from lab.faults import Fault, Kind, Target
 from lab.namespace import LabError
 from lab.topology import Host
@@ -64,6 +64,7 @@ class Harm:
             Kind.HOST_CUT: self._cut,
             Kind.LINK: self._deafen,
             Kind.LINK_ONE_WAY: self._deafen,
+            Kind.HEARTBEATS: self._lose_heartbeats,
             Kind.WITNESS_GONE: self._unmount_witness,
             Kind.WITNESS_HANGS: self._hang_witness,
         }
@@ -129,6 +130,10 @@ class Harm:
 
     def _deafen(self, host: Host) -> Mend:
         host.cut_one_way()
+        return lambda: host.mend(clients=False, witness=False)
+
+    def _lose_heartbeats(self, host: Host) -> Mend:
+        host.cut_one_way(only=f"udp dport {HEARTBEAT_PORT}")
         return lambda: host.mend(clients=False, witness=False)
 
     def _unmount_witness(self, host: Host) -> Mend:

@@ -111,11 +111,17 @@ class Host(Namespace):
                 self._hear_all()
             self._join(old)
 
-    def cut_one_way(self, *, replication: bool = True, clients: bool = False) -> None:
-        """Make the host deaf: what arrives is dropped, what it says is heard. Until `mend`."""
+    def cut_one_way(
+        self, *, replication: bool = True, clients: bool = False, only: str | None = None
+    ) -> None:
+        """Make the host deaf: what arrives is dropped, what it says is heard. Until `mend`.
+
+        `only` is a match of nftables ("udp dport 7771"): nothing else is dropped.
+        """
         deaf = {"repl0": replication, "uplink": clients}
+        rule = "policy drop;" if only is None else f"policy accept; {only} drop;"
         chains = "".join(
-            f"chain {name} {{ type filter hook ingress device {name} priority 0; policy drop; }}\n"
+            f"chain {name} {{ type filter hook ingress device {name} priority 0; {rule} }}\n"
             for name, chosen in deaf.items()
             if chosen
         )

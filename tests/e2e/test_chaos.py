@@ -15,7 +15,7 @@ from tests.e2e.support import Scene, scene
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
-SEED, COUNT = 13816, 7
+SEED, COUNT = 17870, 7
 """A plan of faults that are over soon: `make chaos` has the time for longer ones."""
 
 

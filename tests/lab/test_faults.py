@@ -29,7 +29,7 @@ def test_a_seed_repeats_its_plan() -> None:
 
 
 def test_every_kind_comes_soon() -> None:
-    deck = len(DEFAULT) + 2
+    deck = len(DEFAULT) + 2  # there are three of `two` in it
     assert {blow.kind for blow in plan(0, deck)} == set(DEFAULT)
 
 

@@ -99,6 +99,20 @@ def test_a_deaf_host_is_heard(topology: Topology, alpha: Host, beta: Host) -> No
     assert connected(topology, True, True)
 
 
+def test_a_host_may_be_deaf_to_one_thing_only(alpha: Host, beta: Host) -> None:
+    with udp(beta, beta.replication_ip) as receiver, udp(beta, beta.replication_ip) as other:
+        port = receiver.getsockname()[1]
+        beta.cut_one_way(only=f"udp dport {port}")
+        receiver.settimeout(0.2)
+        other.settimeout(5)
+        with udp(alpha, alpha.replication_ip) as sender:
+            for each in (receiver, other):
+                sender.sendto(b"?", each.getsockname())
+        assert other.recv(9) == b"?"
+        with pytest.raises(TimeoutError):
+            receiver.recv(9)
+
+
 def test_a_witness_that_is_back_makes_nobody_hear(alpha: Host, beta: Host) -> None:
     """Two faults at a time: the end of one is not the end of the other."""
     alpha.cut_one_way()
