@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from lab import chaos
+from lab.assets import load_assets
+from lab.cluster import Cluster
 from lab.faults import plan
-from lab.listener import Listener
+from lab.strike import GUEST_WORDS, TIMING, Striker
 from lab.topology import Topology
 from lab.voices import Verdict
-from tests.e2e.support import Scene, scene
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
@@ -37,23 +38,17 @@ def divide_the_witness(topology: Topology, name: str) -> None:
 
 def test_two_voices_are_heard() -> None:
     """Without one witness both hosts win when the link is cut: the listener must notice."""
-    with scene(guest_words="beacon=10000") as stage:
-        primary, _ = stage.wait_protected()
-        listener = Listener(stage.topology)
-        listener.start()
-        listener.judge()
-        divide_the_witness(stage.topology, primary)
-        stage.topology.hosts[primary].cut(clients=False, witness=False)
-        both_speak(stage)
+    with Topology() as topology:
+        cluster = Cluster(topology, load_assets(), TIMING, guest_words=GUEST_WORDS)
+        striker = Striker(topology, cluster, print)
+        striker.bring_up()
+        primary = cluster.wait_protected()
+        divide_the_witness(topology, primary)
+        topology.hosts[primary].cut(clients=False, witness=False)
+        cluster.wait("two primaries", lambda: set(cluster.phases().values()) == {"solo"})
         time.sleep(0.5)
-        listener.stop()
-    assert listener.voices.counts[Verdict.RIGHT] > 0
-    assert listener.voices.counts[Verdict.SECOND] > 0
-    assert "generation" in listener.voices.examples[0]
-
-
-def both_speak(stage: Scene) -> None:
-    def phases() -> bool:
-        return list(stage.cluster.phases().values()) == ["solo", "solo"]
-
-    stage.cluster.wait("two primaries", phases)
+        striker.listener.stop()
+    voices = striker.listener.voices
+    assert voices.counts[Verdict.RIGHT] > 0
+    assert voices.counts[Verdict.SECOND] > 0
+    assert "generation" in voices.examples[0]
