@@ -10,6 +10,7 @@ import argparse
 import random
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -65,7 +66,7 @@ def run(
         striker = Striker(topology, cluster, say)
         try:
             _play(striker, blows, outcome)
-        except LabError as error:
+        except (LabError, OSError, subprocess.SubprocessError) as error:
             outcome.problem = str(error).partition("\n")[0]  # the rest is told below
         if not outcome.good:
             _explain(seed, blows, outcome, cluster, striker, say)

@@ -106,9 +106,10 @@ class Conversation:
         return self._last
 
     def wrong(self) -> int:
-        """How many answers were wrong or, the connection being broken, never came."""
+        """How many answers were wrong, or never came; a broken connection counts as one."""
         report = self.report()
-        return sum(report.wrong.values()) + report.unanswered
+        never = max(report.unanswered, int(report.broken is not None))
+        return sum(report.wrong.values()) + never
 
 
 class Striker:
@@ -120,6 +121,7 @@ class Striker:
         self._began_s = time.monotonic()
         self._harm = Harm(cluster, self.listener.listen)
         self._lives = 0
+        self._starts: set[tuple[str, int]] = set()
         self._talk: Conversation
 
     def bring_up(self) -> None:
@@ -135,6 +137,8 @@ class Striker:
             self._cluster.start(name)
         self._settle()
         self.listener.judge()
+        if self._boots() != 1:
+            raise LabError("the VM was not booted once")
 
     def strike(self, blow: Blow) -> Result:
         """Let one blow happen, mend it, and see the VM protected and the client answered again.
@@ -160,7 +164,7 @@ class Striker:
         return Result(
             blow=blow,
             failovers=after.turns - before.turns,
-            boots=self._boots(start_s),
+            boots=self._boots(),
             wrong=after.wrong - before.wrong,
             heard=after.heard - before.heard,
             second=after.second - before.second,
@@ -263,10 +267,14 @@ class Striker:
             voices.forgotten,
         )
 
-    def _boots(self, since_s: float) -> int:
-        """How often the VM was booted since then (monotonic seconds)."""
-        return sum(
-            event["kind"] == "started" and event["monotonic_s"] >= since_s
+    def _boots(self) -> int:
+        """How often the VM was booted since the last call."""
+        found = {
+            (name, event["number"])
             for name in self._topology.hosts
             for event in self._cluster.events(name)
-        )
+            if event["kind"] == "started"
+        }
+        new = found - self._starts
+        self._starts |= new
+        return len(new)
