@@ -1,6 +1,6 @@
 """Chaos: random faults at random instants, while a client and two sniffers check what clients hear.
 
-    make chaos [ARGS="--seed 1 --faults 50 --kinds link two"]
+    make chaos [ARGS="--seed 1 --faults 50 --kinds link host-kill two"]
 
 Exit status 0 only if the VM was protected again after each fault, no answer was wrong and no frame
 was of a second voice. docs/chaos.md says what is done and what is checked.
