@@ -17,6 +17,7 @@ from coloha.cli import (
     resume,
     run,
     schema,
+    simulate,
     start,
     status,
 )
@@ -34,7 +35,7 @@ _EPILOG = """exit codes:
 
 _VERBS = (
     *(run, check, status, events, start),
-    *(failover, pause, resume, protect, replay, schema),
+    *(failover, pause, resume, protect, replay, schema, simulate),
 )
 
 
@@ -57,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=module.EXAMPLE + "\n" + _EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if module not in (replay, schema):
+        if module not in (replay, schema, simulate):
             verb.add_argument(
                 "--config",
                 type=Path,

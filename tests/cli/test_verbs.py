@@ -20,7 +20,7 @@ from tests.cli.support import FakeDaemon, configure
 from tests.config.support import PAIR, edit
 
 ORDERS = ("start", "failover", "pause", "resume", "protect")
-VERBS = ("run", "check", "status", "events", *ORDERS, "schema")
+VERBS = ("run", "check", "status", "events", *ORDERS, "schema", "simulate")
 ASKING: dict[str, list[str]] = {"status": [], "events": [], **{verb: ["web"] for verb in ORDERS}}
 """Verbs that ask the daemon, and what they need to be told."""
 CONFIGURED: dict[str, list[str]] = {**ASKING, "run": [], "check": []}

@@ -1,0 +1,101 @@
+"""The promises hold in simulated histories, fresh ones in every run."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from coloha.cli.simulate import story
+from coloha.core.phases import Phase
+from coloha.sim.faults import KINDS, NODES, USUAL, Fault, draw
+from coloha.sim.history import PROFILES, Outcome, Plan, live, plan
+from coloha.sim.shrink import shrink
+from coloha.sim.world import World
+
+FRESH = 5000
+PARTS = 10
+
+
+def explained(outcome: Outcome) -> str:
+    """A broken history, with as few faults as break it, as text for people."""
+    return "\n".join(story(live(shrink(outcome).plan, log=True)))
+
+
+def check(seeds: range) -> Counter[str]:
+    seen: Counter[str] = Counter()
+    for seed in seeds:
+        outcome = live(plan(seed))
+        assert outcome.violation is None, explained(outcome)
+        seen += outcome.seen
+    return seen
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_fresh_histories(part: int, first_seed: int) -> None:
+    size = FRESH // PARTS
+    check(range(first_seed + part * size, first_seed + (part + 1) * size))
+
+
+def test_the_histories_are_no_bed_of_roses() -> None:
+    """They must contain what they are meant to try."""
+    seen = check(range(1000))
+    assert seen["failovers"] > 60
+    assert {"yielded", "claimed", "promoted", "adopted", "overtaken", "recovered"} <= set(seen)
+    assert {"cold-start", "witness-unreachable", "epoch-kept", "hung", "copy-bad"} <= set(seen)
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_one_fault_alone_loses_nothing(name: str) -> None:
+    """At many instants, to a pair that was protected: the VM never boots again."""
+    kind = KINDS[name]
+    for number in range(20):
+        target = "pair" if kind.pair else NODES[number % 2]
+        lasts = kind.lasts[0] + (kind.lasts[1] - kind.lasts[0]) * number / 20
+        fault = Fault(3.0 + 0.0317 * number, name, target, lasts, kind.share[1])
+        outcome = live(Plan(number, PROFILES[number % 4], (1.0, 1.0), (fault,), 3.7 + lasts))
+        assert outcome.violation is None, explained(outcome)
+        assert outcome.seen["boots"] <= (2 if name == "guest-shutdown" else 1), fault
+
+
+def settled(seed: int) -> World:
+    world = World(seed, PROFILES[0])
+    assert world.whenever(world.judge.whole, 20)
+    return world
+
+
+def test_the_witness_alone_is_no_fault() -> None:
+    world = settled(1)
+    world.witness.stopped += 1
+    generation, said = world.witness.record, world.judge.said
+    world.run(world.now + 15)
+    assert world.witness.record == generation
+    assert world.judge.said > said + 13, "clients hear the VM all the time"
+
+
+def test_endless_failovers() -> None:
+    world = settled(2)
+    for _ in range(25):
+        primary = next(
+            n for n in world.nodes.values() if n.daemon and n.daemon.phase is Phase.PROTECTED
+        )
+        assert primary.qemu is not None
+        world.qemu_dies(primary.qemu, "it crashed")
+        world.run(world.now + 0.1)
+        assert world.whenever(world.judge.whole, world.now + 20)
+        world.run(world.now + 0.5)
+    assert world.judge.life == 1
+    assert world.judge.failovers == 25
+    assert world.witness.record is not None
+    assert world.witness.record.generation == 26
+
+
+def test_clocks_must_not_stand_still() -> None:
+    """What the lease rests on: a host whose clock pauses with it may speak too late."""
+    broken = live(plan(2195, ("clock-pause",)))
+    assert broken.violation is not None
+    assert broken.violation.name == "two-voices"
+
+
+def test_every_kind_of_fault_is_drawn() -> None:
+    drawn = Counter(f.kind for seed in range(2000) for f in draw(random.Random(seed), USUAL, 3.0))
+    assert set(drawn) == set(USUAL)
