@@ -16,6 +16,7 @@ EXAMPLE = """examples:
   coloha simulate
   coloha simulate --seed 1 --histories 100000 --jobs 4
   coloha simulate --fault cut --fault qemu-crash
+  coloha simulate --seed 1 --sweep 1
   coloha simulate --seed 7 --plan '0.8 qemu-crash alpha 0 0; 2 heal'
 
 faults:
@@ -44,6 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="only faults of this kind; may be given several times",
     )
+    parser.add_argument(
+        "--sweep",
+        type=int,
+        choices=(1, 2),
+        help="one history, again and again, with one or two faults at every step of it",
+    )
     parser.add_argument("--plan", metavar="TEXT", help="one history, with exactly these faults")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--json", action="store_true", help="print JSON, for machines")
@@ -60,9 +67,11 @@ def call(arguments: argparse.Namespace) -> int:
             print(f"coloha: --plan: {error}", file=sys.stderr)
             return exits.BAD_CONFIG
         return _tell_one(live(planned, log=True), arguments.json)
-    report = campaign.run(seed, arguments.histories, kinds, arguments.jobs)
-    broken = [shrink(live(plan(number, kinds))) for number in sorted(report.broken)[:1]]
-    told = [live(outcome.plan, log=True) for outcome in broken]
+    if arguments.sweep is not None:
+        report = campaign.sweep(arguments.sweep, seed, arguments.fault, arguments.jobs)
+    else:
+        report = campaign.run(seed, arguments.histories, kinds, arguments.jobs)
+    told = [live(shrink(live(planned)).plan, log=True) for planned in report.broken]
     if arguments.json:
         print(json.dumps(_report(report) | {"broken": [_json(outcome) for outcome in told]}))
     else:
@@ -81,11 +90,10 @@ def _tell_one(outcome: Outcome, as_json: bool) -> int:
 
 
 def _summary(report: campaign.Report) -> Iterator[str]:
-    last = report.first + report.histories - 1
     rate = report.histories / max(report.seconds, 1e-9)
     hours = report.seen["virtual seconds"] / 3600
     yield (
-        f"seeds {report.first} to {last}: {report.histories} histories in {report.seconds:.1f} s "
+        f"from seed {report.first}: {report.histories} histories in {report.seconds:.1f} s "
         f"({rate:.0f} a second), {hours:.1f} h of virtual time"
     )
     yield "seen: " + ", ".join(f"{name} {report.seen[name]}" for name in _SHOWN)

@@ -1,71 +1,96 @@
-"""Many histories, on several processors."""
+"""Many histories, on several processors: of a range of seeds, or with faults at every step."""
 
+import itertools
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 from coloha.sim.faults import USUAL
-from coloha.sim.history import live, plan
+from coloha.sim.history import Plan, live, plan
+from coloha.sim.sweep import one_fault, two_faults
 
 CHUNK = 50
+PARTS = 20
 
 
 @dataclass(slots=True)
 class Report:
-    """What came of a range of seeds."""
+    """What came of many histories."""
 
     first: int
+    """The first seed, or the only one."""
     histories: int = 0
-    broken: dict[int, str] = field(default_factory=dict)
-    """The names of the promises broken, by seed."""
+    broken: list[Plan] = field(default_factory=list)
+    """Those that broke a promise."""
     seen: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
 
 
-def run(
-    first: int, histories: int, kinds: Sequence[str] = USUAL, jobs: int = 1, *, stop: bool = True
-) -> Report:
-    """Live through the histories of the seeds from `first` on.
+Part = tuple[int, list[Plan], Counter[str]]
+"""How many histories, those that broke a promise, and what was seen in all of them."""
 
-    :param stop: end soon after the first one that breaks a promise.
-    """
-    report = Report(first)
-    began = time.monotonic()
+
+def run(first: int, histories: int, kinds: Sequence[str] = USUAL, jobs: int = 1) -> Report:
+    """Live through the histories of the seeds from `first` on, until one breaks a promise."""
     end = first + histories
     chunks = [(start, min(start + CHUNK, end)) for start in range(first, end, CHUNK)]
-    for count, broken, seen in _results(partial(_chunk, kinds=tuple(kinds)), chunks, jobs):
+    return _report(first, partial(_chunk, kinds=tuple(kinds)), chunks, jobs)
+
+
+def sweep(faults: int, seed: int, kinds: Sequence[str] | None = None, jobs: int = 1) -> Report:
+    """Live through a history with one or two faults, at every step, until one breaks a promise."""
+    plans = (one_fault, two_faults)[faults - 1]
+    parts = [(part, PARTS) for part in range(PARTS)]
+    return _report(seed, partial(_part, plans=plans, seed=seed, kinds=kinds), parts, jobs)
+
+
+def _report(
+    first: int, work: "partial[Part]", pieces: Sequence[tuple[int, int]], jobs: int
+) -> Report:
+    report = Report(first)
+    began = time.monotonic()
+    for count, broken, seen in _results(work, pieces, jobs):
         report.histories += count
-        report.broken |= broken
+        report.broken += broken
         report.seen += seen
-        if broken and stop:
+        if broken:
             break
     report.seconds = time.monotonic() - began
     return report
 
 
-Result = tuple[int, dict[int, str], Counter[str]]
-
-
-def _results(
-    work: "partial[Result]", chunks: Sequence[tuple[int, int]], jobs: int
-) -> Iterator[Result]:
+def _results(work: "partial[Part]", pieces: Sequence[tuple[int, int]], jobs: int) -> Iterator[Part]:
     if jobs == 1:
-        yield from map(work, chunks)
+        yield from map(work, pieces)
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        yield from pool.imap(work, chunks)
+        yield from pool.imap(work, pieces)
 
 
-def _chunk(seeds: tuple[int, int], kinds: tuple[str, ...]) -> Result:
-    broken: dict[int, str] = {}
+def _chunk(seeds: tuple[int, int], kinds: tuple[str, ...]) -> Part:
+    return _live(plan(seed, kinds) for seed in range(*seeds))
+
+
+def _part(
+    piece: tuple[int, int],
+    plans: Callable[..., Iterator[Plan]],
+    seed: int,
+    kinds: Sequence[str] | None,
+) -> Part:
+    made = plans(seed) if kinds is None else plans(seed, kinds)
+    return _live(itertools.islice(made, piece[0], None, piece[1]))
+
+
+def _live(plans: Iterable[Plan]) -> Part:
+    count = 0
     seen: Counter[str] = Counter()
-    for seed in range(*seeds):
-        outcome = live(plan(seed, kinds))
+    for planned in plans:
+        outcome = live(planned)
+        count += 1
         seen.update(outcome.seen)
         if outcome.violation is not None:
-            broken[seed] = outcome.violation.name
-            break
-    return seed - seeds[0] + 1, broken, seen
+            return count, [planned], seen
+    return count, [], seen

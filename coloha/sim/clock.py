@@ -2,7 +2,7 @@
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -24,6 +24,14 @@ class Scheduler:
         while heap and heap[0][0] <= until:
             self.now, _, call, arguments = pop(heap)
             call(*arguments)
+        self.now = until
+
+    def steps(self, until: float) -> Iterator[float]:
+        """Like `run`, but yield the time of each thing after it happened."""
+        while self._heap and self._heap[0][0] <= until:
+            self.now, _, call, arguments = heapq.heappop(self._heap)
+            call(*arguments)
+            yield self.now
         self.now = until
 
 

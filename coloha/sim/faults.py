@@ -101,13 +101,13 @@ class Fault:
     nth: int = 1
 
     def __str__(self) -> str:
-        when = f"{self.moment}.{self.nth}+{self.at:g}" if self.moment else f"{self.at:g}"
+        when = f"{self.moment}.{self.nth}+{self.at:g}" if self.moment else repr(self.at)
         return f"{when} {self.kind} {self.target} {self.lasts:g} {self.share:g}"
 
 
 def written(faults: Iterable[Fault], heal_at: float) -> str:
     """Return a list of faults, and when the last of them ends, as one line of text."""
-    return "; ".join([*map(str, faults), f"{heal_at:g} heal"])
+    return "; ".join([*map(str, faults), f"{heal_at!r} heal"])
 
 
 def read(text: str) -> tuple[tuple[Fault, ...], float]:

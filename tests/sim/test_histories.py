@@ -1,7 +1,10 @@
 """The promises hold in simulated histories, fresh ones in every run."""
 
+import itertools
 import random
 from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +13,7 @@ from coloha.core.phases import Phase
 from coloha.sim.faults import KINDS, NODES, USUAL, Fault, draw
 from coloha.sim.history import PROFILES, Outcome, Plan, live, plan
 from coloha.sim.shrink import shrink
+from coloha.sim.sweep import one_fault, two_faults
 from coloha.sim.world import World
 
 FRESH = 5000
@@ -99,3 +103,37 @@ def test_clocks_must_not_stand_still() -> None:
 def test_every_kind_of_fault_is_drawn() -> None:
     drawn = Counter(f.kind for seed in range(2000) for f in draw(random.Random(seed), USUAL, 3.0))
     assert set(drawn) == set(USUAL)
+
+
+@pytest.mark.parametrize(("plans", "every"), [(one_fault, 10), (two_faults, 150)])
+def test_faults_at_every_step(
+    plans: Callable[[int], Iterator[Plan]], every: int, first_seed: int
+) -> None:
+    """A share of them; `coloha simulate --sweep` tries all."""
+    tried = 0
+    for planned in itertools.islice(plans(first_seed), first_seed % every, None, every):
+        outcome = live(planned)
+        assert outcome.violation is None, explained(outcome)
+        tried += 1
+    assert tried > 100
+
+
+def test_a_fault_comes_right_before_its_step() -> None:
+    """Up to there the history is the one without the fault."""
+    *_, late = (planned for planned in one_fault(5) if planned.faults[0].kind == "qemu-crash")
+    quiet = live(replace(late, faults=()), log=True).lines
+    lines = live(late, log=True).lines
+    place = next(k for k, line in enumerate(lines) if "FAULT" in line.text)
+    assert place > 10
+    assert lines[:place] == quiet[:place]
+    assert lines[place].at == late.faults[0].at
+
+
+def test_a_node_that_waits_is_hasty() -> None:
+    """Known (docs/safety.md, "What it found"): once mended, drop this and `Judge.hasty`."""
+    faults = (
+        "1.8742 witness-away beta 3.005 0; 1.8742 qemu-crash alpha 0 0; "
+        "1.9383 daemon-crash beta 0.647 0; 4.04 heal"
+    )
+    seen = live(plan(2012651, text=faults)).seen
+    assert (seen["boots"], seen["hasty boots"]) == (2, 1)
