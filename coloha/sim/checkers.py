@@ -78,6 +78,7 @@ class Judge:
         if qemu in self._silenced or qemu.life != self.life:
             if not free and self._stood_still(qemu, written_at):
                 self.stale += 1
+                world.note(name, "output comes late: the process stood still")
                 if qemu.life == self.life and upto > self.said + ROUNDING_S:
                     raise Violation("forgotten", f"{name} let go late what nobody remembers")
                 return
@@ -106,6 +107,7 @@ class Judge:
             self.failovers += self.voice.life == qemu.life
         self.voice = qemu
         self._voice_since = self._world.now
+        self._world.note(qemu.node.name, "clients hear the VM from here now")
 
     def _stood_still(self, qemu: "Qemu", written_at: float) -> bool:
         """Whether a release was written before the other copy spoke, and its QEMU then froze."""

@@ -15,7 +15,7 @@ from coloha.sim.world import Line, World
 SPAN_S = 3.0
 """Faults begin within this time."""
 LEAST_S = 1.5
-AGAIN_S = 45.0
+AGAIN_S = 20.0
 """Once all faults are over, the pair must be protected within this time."""
 DRIFT = 0.001
 """Clocks run too fast or too slow by up to this share."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from coloha.core.commit import Message
 from coloha.core.events import ColoMode, Role, Run
-from coloha.qemu.scripts import DEADMAN_MS, Command
+from coloha.qemu.scripts import DEADMAN_MS, HOLD_US, Command
 
 if TYPE_CHECKING:
     from coloha.sim.colo import Stream
@@ -67,6 +67,8 @@ class Qemu:
         self.sink: bool | None = None if primary else True
         self.a_holds = self.b_holds = 0.0
         """A and B hold what the guest said from here on: A up to now, B up to where A's begins."""
+        self.flush_at = float("inf")
+        """When A and B empty themselves, in seconds of the guest (4.1)."""
         self.monitor: Monitor | None = None
         self._inbox: deque[tuple[Command, int, float]] = deque()
         self._outbox: list[tuple[int, Message]] = []
@@ -86,6 +88,7 @@ class Qemu:
         now = self.world.now
         if self.status == "running" and not self.frozen and self.alive and now > self.since:
             self.ran += now - self.since
+            self.since = now
             self._emitted()
         self.since = now
 
@@ -93,7 +96,8 @@ class Qemu:
         if self.sink:
             self.a_holds = self.b_holds = self.ran
         elif self.a:
-            pass
+            if self.ran >= self.flush_at:
+                self._flush()
         elif self.b:
             self.a_holds = self.ran
         else:
@@ -110,6 +114,12 @@ class Qemu:
             self.b_holds = self.a_holds
             self.world.settle()
             self.world.judge.heard(self, self.a_holds, written_at=written_at)
+
+    def _flush(self) -> None:
+        """Nobody has switched the buffers for very long."""
+        self.flush_at = self.ran + HOLD_US / 1e6
+        self._empty_a()
+        self._empty_b(self.world.now)
 
     # The monitor
 
@@ -354,6 +364,8 @@ class Qemu:
         if was is None:
             raise RefusedError(f"Device '{arguments['path']}' not found")
         setattr(self, letter, on)
+        if on:
+            self.flush_at = self.ran + HOLD_US / 1e6
         if was and not on:
             if letter == "a":
                 self._empty_a()
@@ -366,6 +378,7 @@ class Qemu:
         if getattr(self, letter) is not None:
             raise RefusedError(f"attempt to add duplicate property '{arguments['id']}'")
         setattr(self, letter, arguments["status"] == "on")
+        self.flush_at = self.ran + HOLD_US / 1e6
         return {}
 
     def _object_del(self, arguments: Any) -> object:

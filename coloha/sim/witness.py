@@ -62,6 +62,10 @@ class Witness:
             return
         if world.random.random() < max(self.doubts, default=0.0):
             fate = world.random.random()
+            kept = "made" if fate < 0.4 else "made later" if fate < 0.8 else "not made"
+            world.note(
+                daemon.node.name, f"gets no answer to its swap to {action.new}: it is {kept}"
+            )
             if fate < 0.4:
                 self._make(daemon, action, told_dead)
             elif fate < 0.8:

@@ -235,6 +235,14 @@ SWITCHES = [
         ("daemon-crash", "witness-doubt"),
     ),
     Switch(
+        "own copy first",
+        "the primary asks for the next generation without seeing that its own QEMU lives",
+        (Change("coloha.core.primary:defend", "elif outcome is None and", "elif False and"),),
+        ("lost-vm",),
+        600,
+        ("qemu-crash",),
+    ),
+    Switch(
         "lease",
         "output is released without a lease",
         (

@@ -100,12 +100,21 @@ def test_clocks_must_not_stand_still() -> None:
     assert broken.violation.name == "two-voices"
 
 
+def test_an_orphan_speaks_in_the_end() -> None:
+    """Known (docs/design.md, "What remains"): until a guard outlives the daemon."""
+    away = "2 daemon-crash alpha 4200 0; {} heal"
+    assert live(plan(0, text=away.format(3900))).violation is None
+    broken = live(plan(0, text=away.format(4100))).violation
+    assert broken is not None
+    assert broken.name == "two-voices"
+
+
 def test_every_kind_of_fault_is_drawn() -> None:
     drawn = Counter(f.kind for seed in range(2000) for f in draw(random.Random(seed), USUAL, 3.0))
     assert set(drawn) == set(USUAL)
 
 
-@pytest.mark.parametrize(("plans", "every"), [(one_fault, 10), (two_faults, 150)])
+@pytest.mark.parametrize(("plans", "every"), [(one_fault, 10), (two_faults, 200)])
 def test_faults_at_every_step(
     plans: Callable[[int], Iterator[Plan]], every: int, first_seed: int
 ) -> None:
