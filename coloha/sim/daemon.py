@@ -73,6 +73,7 @@ class Daemon:
         """When anything of the other node came through, or this life began."""
         self._inbox: deque[Event] = deque()
         self._busy = False
+        self._stepping = False
         self._fresh = False
         """`snapshot` is the machine's present one."""
         self._saving: Durable | None = None
@@ -137,6 +138,8 @@ class Daemon:
     def pump(self) -> None:
         """Take in what waits, unless the daemon is busy or stands still."""
         node = self.node
+        if self._stepping:
+            return  # an action had its outcome at once: it waits for the rest of its batch
         if self._unfinished is not None and not node.stuck:
             (actions, start), self._unfinished = self._unfinished, None
             self._carry_out(actions, start)
@@ -190,17 +193,24 @@ class Daemon:
     # Actions
 
     def _carry_out(self, actions: list[Action], start: int) -> None:
+        self._stepping = True
         for index in range(start, len(actions)):
             action = actions[index]
             if type(action) is Persist:
-                self.world.moment("persist")
-                self._busy = True
-                self._saving = action.durable
-                delay_s = self.world.latency(0.003) + max(self.node.fsyncs, default=0.0)
-                self.world.at(delay_s, self._saved, action.durable, actions, index + 1)
-                return
+                self._persist(action.durable, actions, index + 1)
+                break
             _DO[type(action)](self, action)
-        self._fresh = False
+        else:
+            self._fresh = False
+        self._stepping = False
+
+    def _persist(self, durable: Durable, actions: list[Action], then: int) -> None:
+        """Write to the disk; the rest of the batch waits until that is done."""
+        self.world.moment("persist")
+        self._busy = True
+        self._saving = durable
+        delay_s = self.world.latency(0.003) + max(self.node.fsyncs, default=0.0)
+        self.world.at(delay_s, self._saved, durable, actions, then)
 
     def _saved(self, durable: Durable, actions: list[Action], start: int) -> None:
         if not self.alive:

@@ -116,6 +116,7 @@ def _seen(world: World) -> Counter[str]:
             "boots": judge.life,
             "late output": judge.stale,
             "hasty boots": judge.hasty,
+            "spoilt copies": judge.spoilt,
             "virtual seconds": round(world.now),
         }
     )

@@ -98,6 +98,8 @@ class Monitor:
             self.world.at(CONNECT_POLL_S, self._connect, script, deadline)
 
     def _begin(self, script: RunScript) -> None:
+        if script.script is Script.PROMOTE:
+            self.qemu.promoting_at = min(self.qemu.promoting_at, self.world.now)
         self._tape = Tape()
         self._steps = scripts.write(script.script, PLAN, script.timeout_s, self._tape)
         self._go_on(None)

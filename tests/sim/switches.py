@@ -223,11 +223,10 @@ SWITCHES = [
         (
             Change(
                 "coloha.sim.daemon:Daemon._carry_out",
-                "self._busy = True",
+                "self._persist(action.durable, actions, index + 1)\n            break",
                 "late = lambda d=action.durable: self.alive and setattr(self.node, 'disk', d)\n"
                 "            self.world.at(0.3, late)\n"
-                "            continue\n"
-                "            self._busy = True",
+                "            continue",
             ),
         ),
         ("not-protected", "lost-vm", "no-right"),

@@ -146,3 +146,11 @@ def test_a_node_that_waits_is_hasty() -> None:
     )
     seen = live(plan(2012651, text=faults)).seen
     assert (seen["boots"], seen["hasty boots"]) == (2, 1)
+
+
+def test_a_copy_is_spoilt_while_it_is_promoted() -> None:
+    """Known (docs/safety.md, "What it found"): once mended, drop this and `Judge.spoilt`."""
+    faults = "1.15 cut pair 0.087 0; 1.15 bad-load pair 0 0; 3.594 heal"
+    outcome = live(plan(4077853, text=faults))
+    assert outcome.violation is None, explained(outcome)
+    assert outcome.seen["spoilt copies"] == 1
