@@ -31,7 +31,7 @@ PROFILES = (
     _settings(interval_s=0.2, misses=3, period_s=0.3),
     _settings(interval_s=0.2, misses=3, period_s=0.1),
     _settings(interval_s=0.1, misses=5, period_s=0.05),
-    _settings(interval_s=0.3, misses=4, period_s=0.5),
+    _settings(interval_s=0.3, misses=4, period_s=0.5, restart_hold_s=1.0),
 )
 _WEIGHTS = (10, 2, 1, 4)
 

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coloha.core.events import PeerState
+from coloha.core.events import PeerState, Unattended
 
 if TYPE_CHECKING:
     from coloha.sim.daemon import Daemon
@@ -63,5 +63,10 @@ class Network:
             world.at(delay, self._arrive, sender.node.other, datagram, name)
 
     def _arrive(self, node: "Node", datagram: Datagram, sender: str) -> None:
-        if not self.cuts[sender] and node.daemon is not None:
+        if self.cuts[sender]:
+            return
+        answers = node.powered and not node.frozen and not self.cuts[node.name]
+        if node.daemon is not None:
             node.daemon.hear(datagram)
+        elif answers and node.other.daemon is not None:
+            node.other.daemon.post(Unattended())  # the host says that nobody listens
