@@ -1,4 +1,4 @@
-"""Histories to record, in the world of tests/core/world.py: nothing else here knows that world."""
+"""Histories to record, in the simulator's world: nothing else here knows that world."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,8 +6,10 @@ from pathlib import Path
 
 from coloha.core.phases import Phase
 from coloha.flight.explain import Story
-from tests.core import test_world
-from tests.core.world import World
+from coloha.sim.history import PROFILES, plan
+from coloha.sim.history import live as live_through
+from coloha.sim.node import Node
+from coloha.sim.world import World
 from tests.flight.recording import Tape, recorded, story_of
 
 
@@ -16,41 +18,53 @@ class Scene:
 
     def __init__(self, seed: int, tapes: dict[str, Tape]) -> None:
         self.tapes = tapes
-        self._world = World(seed, **test_world.QUICK)
+        self._world = World(seed, PROFILES[2])
         self.settle(0.5)
-        self.primary = self._world.in_phase(Phase.PROTECTED).name
-        self.secondary = self._world.in_phase(Phase.FOLLOW).name
+        self.primary = self._in_phase(Phase.PROTECTED).name
+        self.secondary = self._in_phase(Phase.FOLLOW).name
+
+    def _in_phase(self, phase: Phase) -> Node:
+        nodes = self._world.nodes.values()
+        return next(n for n in nodes if n.daemon is not None and n.daemon.phase is phase)
 
     def run(self, seconds: float) -> None:
-        self._world.run(seconds)
+        self._world.run(self._world.now + seconds)
 
     def settle(self, seconds: float = 2.0) -> None:
         """Let time pass until the VM is protected, again if need be, and some more."""
-        self._world.run(seconds)
-        self._world.run_until(self._world.protected, 30)
-        self._world.run(0.3)
+        self.run(seconds)
+        assert self._world.whenever(self._world.judge.whole, self._world.now + 30)
+        self.run(0.3)
 
     def kill_qemu(self, name: str) -> None:
-        self._world.kill_qemu(name)
+        qemu = self._world.nodes[name].qemu
+        assert qemu is not None
+        self._world.qemu_dies(qemu, "killed")
 
     def freeze_qemu(self, name: str) -> None:
-        self._world.freeze_qemu(name)
+        qemu = self._world.nodes[name].qemu
+        assert qemu is not None
+        qemu.freeze()
 
     def kill_daemon(self, name: str) -> None:
-        self._world.kill_daemon(name)
+        self._world.kill_daemon(self._world.nodes[name])
 
     def start_daemon(self, name: str) -> None:
-        self._world.start_daemon(name)
+        self._world.start_daemon(self._world.nodes[name])
 
     def cut(self, *, witness_of: set[str]) -> None:
         """Cut the link, and the way of these nodes to the witness."""
-        self._world.cut = {("alpha", "beta"), ("beta", "alpha")}
-        self._world.witness_down = set(witness_of)
+        for name in self._world.nodes:
+            self._world.network.cuts[name] = 1
+            self._world.witness.away[name] = int(name in witness_of)
+        self._world.disturb()
 
     def mend(self, *, witness: bool = True) -> None:
-        self._world.cut = set()
-        if witness:
-            self._world.witness_down = set()
+        for name in self._world.nodes:
+            self._world.network.cuts[name] = 0
+            if witness:
+                self._world.witness.away[name] = 0
+        self._world.disturb()
 
     def story(self, name: str, folder: Path) -> Story:
         return story_of(self.tapes[name].save(folder / name))
@@ -65,4 +79,5 @@ def scene(seed: int = 3) -> Iterator[Scene]:
 
 def live(seed: int) -> list[str]:
     """Live through a history full of faults that the seed decides, and heal; return its swaps."""
-    return [line for line in test_world.life(seed).history if "witness: " in line]
+    lines = live_through(plan(seed), log=True).lines
+    return [f"{line.text} by {line.who}" for line in lines if "swaps the record" in line.text]

@@ -31,7 +31,7 @@ def test_the_primarys_qemu_died(tmp_path: Path) -> None:
     assert incident.failover
     assert (incident.primary, incident.winner, incident.won) == (True, beta, 2)
     text = incident.paragraph()
-    assert f"the VM failed over from {alpha} to {beta}. Why: {alpha}'s QEMU died (killed)." in text
+    assert f"the VM failed over from {alpha} to {beta}. Why: {alpha}'s QEMU died (killed)" in text
     assert f"{beta} has generation 2" in text
     assert "was held, and no client heard it" in text
     assert "Protected again at" in text
@@ -62,7 +62,8 @@ def test_the_primarys_host_was_cut_off(tmp_path: Path) -> None:
         assert f"Why: nothing was heard of {other} for 5" in incident.paragraph()
         assert "(a heartbeat is due every 100 ms; 500 ms count as silence)" in incident.cause
     text = mine.paragraph()
-    assert f"Then the witness did not answer {alpha}: down. {beta} has generation 2" in text
+    assert f"Then the witness did not answer {alpha}: " in text
+    assert f". {beta} has generation 2" in text
     assert f"{alpha}'s QEMU was killed, and dead at" in text
     assert "no client heard it" in text
     assert mine.won_at is not None
@@ -70,7 +71,7 @@ def test_the_primarys_host_was_cut_off(tmp_path: Path) -> None:
     assert mine.won_at - mine.at > 1.0  # it learned of it only when it was back
     told = texts(played.story(alpha, tmp_path))
     assert f"{alpha} holds the output until it is decided who goes on" in told
-    assert f"the witness did not answer {alpha}: down" in told
+    assert any(text.startswith(f"the witness did not answer {alpha}: ") for text in told)
     assert "the witness answers again" in told
     assert any(text.startswith(f"{beta} is heard again after ") for text in told)
     text = theirs.paragraph()
@@ -169,14 +170,14 @@ def test_an_incident_that_a_restart_cuts_short(tmp_path: Path) -> None:
 
 def test_in_any_history_the_story_agrees_with_the_witness(tmp_path: Path) -> None:
     failovers = 0
-    for seed in range(60):
+    for seed in range(150):
         with recorded() as tapes:
             swaps = "\n".join(live(seed))
         for name, tape in tapes.items():
             told = story_of(tape.save(tmp_path / name))
             assert all(one.at <= other.at + 1e-3 for one, other in pairwise(told.moments))
             assert told.last is not None
-            assert told.last.phase in (Phase.PROTECTED, Phase.FOLLOW)
+            assert told.last.phase in (Phase.ARM, Phase.PROTECTED, Phase.FOLLOW)
             for incident in told.incidents:
                 text = incident.paragraph()
                 assert text.endswith(".")
