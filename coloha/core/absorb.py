@@ -52,6 +52,7 @@ def _timer(c: Context, event: Timer) -> None:
 
 def _heard(c: Context, event: Heard) -> None:
     c.peer = event.peer
+    c.spoken_at = c.now
     c.pulse.echoed(event.peer.echo)
     # A node in INIT does not know its own state yet: what it says is true, but no sign of life.
     if event.peer.phase is not Phase.INIT:

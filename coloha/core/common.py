@@ -197,9 +197,8 @@ def _cold_start(c: Context) -> bool:
     record = c.record
     if record is None or not record.protected or record.secondary != c.s.me or c.paused:
         return False
-    silent_since = max(c.phase_since, c.detector.silent_at())
-    due = silent_since + SECONDARY_WAITS * c.s.cold_start_after_s
-    if not c.silent or c.now < due:
+    due = c.abandoned_since + SECONDARY_WAITS * c.s.cold_start_after_s
+    if c.now < due:
         c.wake(due)
         return False
     c.own()  # from then on the record names this node

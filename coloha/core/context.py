@@ -121,6 +121,8 @@ class Context:
     """How often the phase's script has failed."""
 
     peer: PeerState | None = None
+    spoken_at: float = float("-inf")
+    """When the other daemon was last heard, be it that it only starts."""
     session: int | None = None
     sessions: int = 0
     invited: Invited | None = None
@@ -197,6 +199,11 @@ class Context:
         if not self.s.flap_window_s or len(self.turns) <= self.s.flap_limit:
             return float("-inf")
         return self.turns[0] + self.s.flap_window_s
+
+    @property
+    def abandoned_since(self) -> float:
+        """Since when nothing at all is heard of the other node; later than now if it is."""
+        return max(self.phase_since, self.spoken_at, self.detector.silent_at())
 
     @property
     def heard(self) -> PeerState | None:

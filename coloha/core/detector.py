@@ -67,7 +67,7 @@ class Detector:
 
         A verdict that has been spoken stands, and a hold is not renewed by the same silence.
         """
-        if self.hold_until > float("-inf") or self.silent(now):
+        if hold_s <= 0 or self.hold_until > float("-inf") or self.silent(now):
             return False
         self.hold_until = now + hold_s
         return True

@@ -374,9 +374,9 @@ def yielded(c: Context) -> None:
     both_lost = c.peer_gave_up or (
         peer is not None and peer.phase is Phase.STANDBY and peer.session != c.session
     )
-    abandoned = (
-        peer is None and c.now >= c.phase_since + c.s.cold_start_after_s and not c.paused
-    ) or (c.ordered is not None and c.ordered.forced)
+    alone_at = c.abandoned_since + c.s.cold_start_after_s
+    ordered = c.ordered is not None and c.ordered.forced
+    abandoned = ordered or (c.now >= alone_at and not c.paused)
     if not record.protected or both_lost or abandoned:
         if c.own():
             c.trouble = "both copies of the VM were lost"
@@ -384,7 +384,7 @@ def yielded(c: Context) -> None:
             c.go(Phase.BOOT)
         return
     c.wait(f"{c.s.peer} to take over")
-    c.wake(c.phase_since + c.s.cold_start_after_s)
+    c.wake(alone_at)
     due = max(c.again_at, c.phase_since + YIELD_REREAD_S)
     if c.now >= due:
         c.again_at = due = c.now + YIELD_REREAD_S

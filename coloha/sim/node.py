@@ -37,8 +37,6 @@ class Node:
         """Every QEMU that was ever started here."""
         self.told_dead: set[Run] = set()
         """Runs of whose end a daemon here knows."""
-        self.told_at = 0.0
-        """When it last came to know of one."""
 
     @property
     def powered(self) -> bool:
@@ -57,4 +55,3 @@ class Node:
     def tell_dead(self, runs: set[Run]) -> None:
         """A daemon here comes to know that these QEMUs are dead."""
         self.told_dead |= runs
-        self.told_at = self.world.now

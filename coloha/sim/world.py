@@ -18,6 +18,9 @@ from coloha.sim.node import Node
 from coloha.sim.qemu import Qemu
 from coloha.sim.witness import Witness
 
+GUARD_S = 600.0
+"""How long a QEMU that holds output may be without a daemon before its guard kills it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -90,6 +93,13 @@ class World(Scheduler):
         if daemon is not None:
             self.note(node.name, "the daemon is gone")
             daemon.die()
+            self.at(GUARD_S, self._look_after, node, node.lives)
+
+    def _look_after(self, node: Node, life: int) -> None:
+        """What a QEMU's guard does, if no daemon came in all that time."""
+        qemu = node.qemu
+        if qemu is not None and qemu.a is not None and node.lives == life:
+            self.qemu_dies(qemu, "its guard killed it")
 
     def qemu_dies(self, qemu: Qemu, why: str) -> None:
         """End a QEMU process."""

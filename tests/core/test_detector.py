@@ -57,6 +57,10 @@ def test_a_verdict_that_was_spoken_stands() -> None:
     assert judge.silent(10.51)
 
 
+def test_no_hold_is_no_news() -> None:
+    assert not detector().hold(10.4, 0.0)
+
+
 @pytest.mark.parametrize(("stall", "patience"), [(0.06, 0.06), (0.3, 0.3), (0.5, 0.5), (9.0, 0.5)])
 def test_a_stall_of_ours_is_given_back(stall: float, patience: float) -> None:
     judge = detector()

@@ -31,7 +31,7 @@ def test_a_daemon_is_restarted_again_and_again() -> None:
             stage.cluster.start(name)
             stage.wait_for_daemon(name)
             assert stage.wait_protected() == (primary, secondary)
-        stage.answers_go_on()
+            stage.answers_go_on()
         assert {name: stage.qemu_pid(name) for name in pids} == pids
         assert stage.generation() == generation
         for name in (primary, secondary):

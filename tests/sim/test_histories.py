@@ -15,6 +15,7 @@ from coloha.sim.history import PROFILES, Outcome, Plan, live, plan
 from coloha.sim.shrink import shrink
 from coloha.sim.sweep import one_fault, two_faults
 from coloha.sim.world import World
+from tests.sim.switches import Change, Switch, turned_off
 
 FRESH = 5000
 PARTS = 10
@@ -100,11 +101,14 @@ def test_clocks_must_not_stand_still() -> None:
     assert broken.violation.name == "two-voices"
 
 
-def test_an_orphan_speaks_in_the_end() -> None:
-    """Known (docs/design.md, "What remains"): until a guard outlives the daemon."""
-    away = "2 daemon-crash alpha 4200 0; {} heal"
-    assert live(plan(0, text=away.format(3900))).violation is None
-    broken = live(plan(0, text=away.format(4100))).violation
+def test_an_orphan_is_killed_before_it_speaks() -> None:
+    """After 4000 s of guest time a filter-buffer empties itself: the guard must be quicker."""
+    away = "2 daemon-crash alpha {} 0; {} heal"
+    assert live(plan(0, text=away.format(4200, 4100))).violation is None
+    look = Change("coloha.sim.world:World._look_after", "qemu is not None and", "False and")
+    with turned_off(Switch("guard", "no guard", (look,), (), 0)):
+        assert live(plan(0, text=away.format(4200, 3900))).violation is None
+        broken = live(plan(0, text=away.format(4200, 4100))).violation
     assert broken is not None
     assert broken.name == "two-voices"
 
@@ -153,10 +157,11 @@ def test_a_fault_comes_right_before_its_step() -> None:
         ),
     ],
 )
-def test_a_node_that_waits_is_hasty(seed: int, faults: str) -> None:
-    """Known (docs/safety.md, "What it found"): once mended, drop this and `Judge.hasty`."""
-    seen = live(plan(seed, text=faults)).seen
-    assert (seen["boots"], seen["hasty boots"]) == (2, 1)
+def test_a_node_that_waits_is_not_hasty(seed: int, faults: str) -> None:
+    """A daemon that cannot read the record lives, and so may its copy."""
+    outcome = live(plan(seed, text=faults))
+    assert outcome.violation is None, explained(outcome)
+    assert outcome.seen["boots"] == 1
 
 
 def test_a_copy_is_spoilt_while_it_is_promoted() -> None:
