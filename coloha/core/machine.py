@@ -26,6 +26,9 @@ from coloha.core.pacing import Pacing
 from coloha.core.phases import TRANSITIONS, Phase
 from coloha.core.snapshot import Snapshot, take
 
+ORDER_S = 5.0
+"""How long an operator's order stands that could not be carried out at once."""
+
 MAX_MOVES = 16
 """More changes of phase in one step than any chain of events can cause."""
 
@@ -135,6 +138,8 @@ class PairMachine:
 
     def _act(self) -> None:
         c = self._context
+        if c.ordered is not None and c.now >= c.ordered_at + ORDER_S:
+            c.ordered = None  # the operator was shown another situation
         for _ in range(MAX_MOVES):
             before = c.phase
             if c.run is not None and c.phase not in _UNHURRIED and common.overtaken(c):

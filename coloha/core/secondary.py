@@ -105,7 +105,7 @@ def follow(c: Context) -> None:
     if not _guards(c) and peer is not None and peer.phase is Phase.PROTECTED:
         c.hint()
     if _primary_gone(c) and c.paused and c.ordered is None:
-        c.hint()
+        c.watch_record()
         c.wait("an operator: failover is paused (coloha resume, or coloha failover)")
         return
     if _primary_gone(c) and c.now >= c.again_at:
