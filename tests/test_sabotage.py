@@ -7,6 +7,8 @@ the tests: a safeguard that nobody would miss is not tested.
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -183,19 +185,40 @@ def run_tests(folder: Path, *names: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_without_sabotage_all_is_well(tmp_path: Path) -> None:
-    copy_of_the_checkout(tmp_path)
-    ran = run_tests(tmp_path, *sorted({case.tests for case in CASES}))
+def without(folder: Path) -> subprocess.CompletedProcess[str]:
+    copy_of_the_checkout(folder)
+    return run_tests(folder, *sorted({case.tests for case in CASES}))
+
+
+def sabotaged(case: Sabotage, folder: Path) -> subprocess.CompletedProcess[str]:
+    copy_of_the_checkout(folder)
+    target = folder / case.file
+    text = target.read_text()
+    assert text.count(case.old) == 1, "the safeguard moved: follow it"
+    target.write_text(text.replace(case.old, case.new))
+    return run_tests(folder, case.tests)
+
+
+Runs = dict[str, "Future[subprocess.CompletedProcess[str]]"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Every case by name, two at a time: each is a process of its own, and starts slowly."""
+    with ThreadPoolExecutor(2) as pool:
+        found = {"none": pool.submit(without, tmp_path_factory.mktemp("copy"))}
+        for case in CASES:
+            found[case.name] = pool.submit(sabotaged, case, tmp_path_factory.mktemp("copy"))
+        yield found
+
+
+def test_without_sabotage_all_is_well(runs: Runs) -> None:
+    ran = runs["none"].result()
     assert ran.returncode == 0, ran.stdout[-2000:]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_sabotage_is_noticed(case: Sabotage, tmp_path: Path) -> None:
-    copy_of_the_checkout(tmp_path)
-    target = tmp_path / case.file
-    text = target.read_text()
-    assert text.count(case.old) == 1, "the safeguard moved: follow it"
-    target.write_text(text.replace(case.old, case.new))
-    ran = run_tests(tmp_path, case.tests)
+def test_sabotage_is_noticed(case: Sabotage, runs: Runs) -> None:
+    ran = runs[case.name].result()
     assert ran.returncode == 1, f"nobody noticed:\n{ran.stdout[-2000:]}"
     assert "failed" in ran.stdout.splitlines()[-1]

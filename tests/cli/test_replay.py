@@ -56,11 +56,11 @@ def test_a_folder_is_explained(folder: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_a_time_can_be_chosen(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, "--from", "2026-11-01T03:12:03", folder)
+    code, out, _ = call(capsys, "--from", "2026-11-01T03:12:02", folder)
     assert code == exits.OK
     assert "It did not fail over in this time." in out
     assert "as the record begins, beta is in phase protected, protected" in flat(out)
-    _, out, _ = call(capsys, "--to", "2026-11-01T03:12:03", folder)
+    _, out, _ = call(capsys, "--to", "2026-11-01T03:12:02", folder)
     assert "Why did it fail over?" in out
     assert NAMES[1] not in out  # it was begun later
     code, _, err = call(capsys, "--to", "2025-11-01", folder)

@@ -26,7 +26,7 @@ def test_a_daemon_is_restarted_again_and_again() -> None:
                 stage.cluster.kill_daemon(name)
             else:
                 stage.cluster.stop_daemon(name)
-            if turn % 4 > 1:
+            if turn % 7 == 6:
                 wait(1.5)  # longer than a silence takes to count
             stage.cluster.start(name)
             stage.wait_for_daemon(name)

@@ -30,6 +30,8 @@ class Tape:
         self.lines: list[bytes] = []
         self.machine: PairMachine
         self.now = 0.0
+        self._first: float | None = None
+        """What the node's clock said at first: then it was BEGAN."""
         self._number = 0
 
     def head(self, begins: Begins, lost: int = 0) -> None:
@@ -37,11 +39,13 @@ class Tape:
         self._number = 0
         settings = self.machine.state().context.s
         plain = header(settings.me, "vm", self.now, begins, lost, self.machine.state())
-        plain = {**plain, "time": (BEGAN + timedelta(seconds=self.now)).isoformat()}
+        passed = timedelta(seconds=self.now - (self._first or self.now))
+        plain = {**plain, "time": (BEGAN + passed).isoformat()}
         self.lines.append(header_line(plain))
 
     def begin(self, machine: PairMachine, now: float) -> None:
         self.machine, self.now = machine, now
+        self._first = self._first or now
         self.head(Begins.START)
 
     def take(self, now: float, event: Event, outcome: list[Action] | Exception) -> None:
@@ -106,6 +110,8 @@ class Twins:
                 self.compared += 1
             elif self._random.random() < 0.01:
                 self._twins[name] = machine, copied(machine)
+            if self._random.random() < 0.1:
+                assert copied(machine).state() == machine.state()
             return actions
 
         with pytest.MonkeyPatch.context() as patch:
