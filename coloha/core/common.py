@@ -179,8 +179,12 @@ def standby(c: Context) -> None:
 
 def _seized(c: Context) -> bool:
     """Carry out an operator's order to run the VM here, whatever the other node does (R4)."""
-    if c.ordered is None or not c.ordered.forced or c.record is None:
+    if c.ordered is None or not c.ordered.forced:
         return False
+    if not c.ordered_here(forced=True):
+        c.lapse()
+        return False
+    assert c.record is not None
     c.wait("the witness")
     if c.read_at is None or c.read_at < c.ordered_at:
         c.read_record()

@@ -93,6 +93,8 @@ class Context:
     ordered: FailoverRequested | None = None
     """What an operator ordered and this phase has not yet done."""
     ordered_at: float = 0.0
+    by_order: bool = False
+    """This node claims because an operator ordered it, paused or not."""
     durable: Durable = field(default_factory=Durable)
 
     record: Record | None = None
@@ -193,6 +195,16 @@ class Context:
         """Whether an operator wants no automatic failover."""
         return self.durable.paused
 
+    def ordered_here(self, *, forced: bool) -> bool:
+        """Return whether such an order stands: the record is still the one it was given for."""
+        return (
+            self.ordered is not None
+            and self.ordered.forced == forced
+            and self.record is not None
+            and self.record.generation == self.ordered.generation
+            and (self.silent or not forced)
+        )
+
     @property
     def calm_at(self) -> float:
         """When the pair has calmed down, if it fails over again and again; else long ago."""
@@ -211,6 +223,14 @@ class Context:
         if self.peer is None or self.silent or self.peer.phase is Phase.INIT:
             return None
         return self.peer
+
+    @property
+    def peer_gone(self) -> bool:
+        """Whether the other node cannot be speaking: it said so, or was silent long enough."""
+        peer = self.heard
+        return (
+            self.peer_gave_up or self.silent or (peer is not None and peer.phase is Phase.STANDBY)
+        )
 
     @property
     def peer_gave_up(self) -> bool:
@@ -251,6 +271,11 @@ class Context:
         self.checked = False
         self.outcome = None
         self.actions.append(Beat())
+
+    def lapse(self) -> None:
+        """Give up an operator's order that could not be carried out, and say so."""
+        self.ordered = None
+        self.tell("order-lapsed", "the failover that was ordered is not possible", Severity.WARNING)
 
     def wait(self, what: str, until: float | None = None) -> None:
         """Say what the phase waits for, and when to look again at the latest."""

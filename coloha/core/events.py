@@ -281,9 +281,14 @@ class PauseRequested:
 
 @dataclass(frozen=True, slots=True)
 class FailoverRequested:
-    """An operator wants the VM on the other node, or, `forced`, on this one at any price."""
+    """An operator wants the VM on the other node, or, `forced`, on this one at any price.
+
+    `generation` is the one of the record that the operator was shown: in another one the order
+    means nothing.
+    """
 
     forced: bool
+    generation: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,7 +139,7 @@ class PairMachine:
     def _act(self) -> None:
         c = self._context
         if c.ordered is not None and c.now >= c.ordered_at + ORDER_S:
-            c.ordered = None  # the operator was shown another situation
+            c.lapse()
         for _ in range(MAX_MOVES):
             before = c.phase
             if c.run is not None and c.phase not in _UNHURRIED and common.overtaken(c):

@@ -285,7 +285,7 @@ def protected(c: Context) -> None:
     c.watch_record()
     # A swap of unknown outcome may have been made after all.
     broken = _epochs(c) if c.guarded else "the record says that there is no secondary"
-    if broken is None and c.ordered is not None and c.may_hand_over:
+    if broken is None and c.ordered_here(forced=False) and c.may_hand_over:
         c.tell("failover-ordered", f"QEMU is killed, {c.s.peer} takes over", Severity.WARNING)
         c.go(Phase.KILL)
         return
@@ -317,6 +317,10 @@ def defend(c: Context) -> None:
     elif isinstance(outcome, ScriptFailed) and c.may_hand_over:
         c.trouble = HUNG
         _kill_hung(c)
+    elif isinstance(outcome, ScriptFailed) and c.peer_can_take_over:
+        # Paused: to go on alone with a QEMU that hangs would throw away the copy that does not.
+        c.trouble = f"{HUNG}, and failover is paused"
+        c.wait("an operator: coloha resume")
     elif outcome is None and not c.checked:
         c.wait("QEMU to answer")
         if c.script is None or c.script.script is not Script.CHECK:
@@ -375,8 +379,7 @@ def yielded(c: Context) -> None:
         peer is not None and peer.phase is Phase.STANDBY and peer.session != c.session
     )
     alone_at = c.abandoned_since + c.s.cold_start_after_s
-    ordered = c.ordered is not None and c.ordered.forced
-    abandoned = ordered or (c.now >= alone_at and not c.paused)
+    abandoned = c.ordered_here(forced=True) or (c.now >= alone_at and not c.paused)
     if not record.protected or both_lost or abandoned:
         if c.own():
             c.trouble = "both copies of the VM were lost"

@@ -72,12 +72,6 @@ def load(c: Context) -> None:
         c.wait("the first copy of the VM")
 
 
-def _primary_gone(c: Context) -> bool:
-    """Whether the primary cannot be speaking: it said so, or was silent long enough."""
-    peer = c.heard
-    return c.peer_gave_up or c.silent or (peer is not None and peer.phase is Phase.STANDBY)
-
-
 def _guards(c: Context) -> bool:
     """Whether the record says that this node may take over in the session it follows."""
     return c.record is not None and c.record.protected and c.record.session == c.session
@@ -104,11 +98,13 @@ def follow(c: Context) -> None:
     peer = c.heard
     if not _guards(c) and peer is not None and peer.phase is Phase.PROTECTED:
         c.hint()
-    if _primary_gone(c) and c.paused and c.ordered is None:
+    ordered = c.ordered_here(forced=False)
+    if c.peer_gone and c.paused and not ordered:
         c.watch_record()
         c.wait("an operator: failover is paused (coloha resume, or coloha failover)")
         return
-    if _primary_gone(c) and c.now >= c.again_at:
+    if c.peer_gone and c.now >= c.again_at:
+        c.by_order = ordered
         c.go(Phase.CLAIM)
         return
     if _left_behind(c):
@@ -133,14 +129,16 @@ def claim(c: Context) -> None:
         c.go(Phase.KILL)
     elif c.owned:
         c.own()
-        if _primary_gone(c):
+        if c.peer_gone:
             c.tell("claimed", f"{c.s.peer} is gone: this node takes over", Severity.WARNING)
             c.go(Phase.PROMOTE)
         else:
             c.wait(f"{c.s.peer} to stop")
     elif c.asking is not None:
         c.wait("the witness")
-    elif not _primary_gone(c) and not c.doubt:
+    elif c.paused and not c.by_order and not c.doubt:
+        _back_to_follow(c)
+    elif not c.peer_gone and not c.doubt:
         c.tell("recovered", f"{c.s.peer} is heard again; following goes on")
         _back_to_follow(c)
     elif _guards(c):

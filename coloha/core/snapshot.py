@@ -38,6 +38,7 @@ class Snapshot:
     waiting_until: float | None
     paused: bool
     silent: bool
+    peer_gone: bool
     busy: bool
     """A script is under way."""
     generation: int
@@ -75,6 +76,7 @@ def take(c: Context) -> Snapshot:
         waiting_until=c.waiting_until,
         paused=c.paused,
         silent=c.silent,
+        peer_gone=c.peer_gone,
         busy=c.script is not None,
         generation=c.record.generation if c.record else c.durable.generation,
         record=str(c.record) if c.record else "none",

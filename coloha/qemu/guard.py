@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 LOOK_S = 1.0
+LOCK_TRIES, LOCK_S = 20, 0.05
 GUARDED = 3
 """Exit status if the QEMU has a guard already."""
 
@@ -65,13 +66,23 @@ def is_guarded(lock: Path) -> bool:
     return False
 
 
+def _locked(lock: int) -> bool:
+    """Take the lock; whoever only looks whether it is taken holds it for a moment."""
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_S)
+        else:
+            return True
+    return False
+
+
 def main(directory: str, pid: str, after_s: str) -> int:
     """Guard process `pid`, which must have `directory` on its command line."""
     run = Path(directory)
     lock = os.open(run / "guard.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not _locked(lock):
         return GUARDED
     try:
         pidfd = os.pidfd_open(int(pid))

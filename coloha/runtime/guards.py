@@ -1,7 +1,6 @@
 """The daemon's side of a run's guard (`coloha.qemu.guard`): starts it, shows it signs of life."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import sys
@@ -15,7 +14,7 @@ from coloha.qemu.scripts import ScriptError
 
 log = logging.getLogger(__name__)
 
-READY_S = 10.0
+READY_S = 2.0
 """How long a guard may take to start."""
 POLL_S = 0.02
 TEND_S = 1.0
@@ -36,11 +35,11 @@ class Guard:
 
     def start(self) -> None:
         """Start the guard if none is there; it says itself if one has come meanwhile."""
-        if is_guarded(self._files.guard_lock):
-            return
         directory = str(self._files.directory)
         argv = [sys.executable, "-I", "-m", "coloha.qemu.guard"]
         try:
+            if is_guarded(self._files.guard_lock):
+                return
             self._process = self._launcher.start(
                 [*argv, directory, str(self._pid), f"{self._after_s:g}"], self._files.stderr
             )
@@ -58,9 +57,11 @@ class Guard:
             async with asyncio.timeout(READY_S):
                 while not is_guarded(self._files.guard_lock):  # noqa: ASYNC110
                     await asyncio.sleep(POLL_S)
+            self.mark()
         except TimeoutError:
             raise ScriptError(Failure.REFUSED, "the guard of this QEMU does not start") from None
-        self.mark()
+        except OSError as error:
+            raise ScriptError(Failure.REFUSED, f"no guard for this QEMU: {error}") from error
 
     def mark(self) -> None:
         """Say that QEMU holds output, and that somebody looks after it."""
@@ -75,9 +76,13 @@ class Guard:
         if now < self._tended_at + TEND_S:
             return
         self._tended_at = now
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.utime(self._files.held)
             self.start()
+        except FileNotFoundError:
+            pass  # nothing is held
+        except OSError as error:
+            log.error("QEMU %d cannot be shown that it is looked after: %s", self._pid, error)
 
     def close(self) -> None:
         """Watch the guard no more; it goes on."""

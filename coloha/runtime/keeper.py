@@ -218,6 +218,8 @@ class Keeper:
             self._see_fit(action, vm)
             if action.script is Script.ADOPT or (vm.lost and action.script is not Script.CHECK):
                 await vm.connect(action.timeout_s)
+            if action.script is Script.ENTER_COLO and self._guard is not None:
+                self._guard.start()  # it is there when output is to be held
             if action.script is Script.ARM and self._guard is not None:
                 await self._guard.hold()
             result = await vm.perform(action.script, action.timeout_s, channel)
@@ -233,11 +235,14 @@ class Keeper:
         """Tell the guard whether QEMU holds output."""
         if self._guard is None:
             return
-        if script is Script.LEAVE_COLO:
-            self._guard.release()
-        elif isinstance(result, Adopted) and result.colo is ColoMode.PRIMARY:
-            self._guard.mark()
-            self._guard.start()
+        try:
+            if script is Script.LEAVE_COLO:
+                self._guard.release()
+            elif isinstance(result, Adopted) and result.colo is ColoMode.PRIMARY:
+                self._guard.mark()
+                self._guard.start()
+        except OSError as error:
+            log.error("%s: the guard cannot be told: %s", self._config.name, error)
 
     def _see_fit(self, action: RunScript, vm: Vm) -> None:
         """See that the secondary's QEMU understands the primary's.

@@ -24,7 +24,7 @@ def _handed_over(s: Snapshot, now: float) -> list[str]:
             f"{s.node} becomes the secondary, with a full copy of the VM; until then the VM is not"
             " protected",
         ]
-    if s.phase is Phase.FOLLOW and s.paused and s.silent:
+    if s.phase is Phase.FOLLOW and s.paused and s.peer_gone:
         return [
             f"{s.node} takes generation {s.generation + 1}, if the witness agrees, and runs the VM"
             " from the last commit",
@@ -32,6 +32,8 @@ def _handed_over(s: Snapshot, now: float) -> list[str]:
         ]
     if s.phase is Phase.PROTECTED:
         raise OrderError(f"failover is paused, {peer} would not take over: coloha resume first")
+    if s.phase is Phase.YIELDED:
+        raise OrderError(f"{s.node} has no copy any more: order it on {peer}")
     if s.phase is Phase.FOLLOW:
         raise OrderError(f"{s.node} follows: order it on {peer}, which runs the VM")
     raise OrderError(

@@ -196,7 +196,7 @@ class PairRuntime:
         if planned is not None:
             if planned != snapshot.generation:
                 raise OrderError(f"the generation is {snapshot.generation} by now: look again")
-            self.post(FailoverRequested(forced))
+            self.post(FailoverRequested(forced, planned))
         return plan
 
     def leave(self) -> None:

@@ -133,7 +133,7 @@ class Player:
             "leaving": Leaving(),
             "pause": PauseRequested(paused=True),
             "resume": PauseRequested(paused=False),
-            "failover": FailoverRequested(forced="forced" in options),
+            "failover": FailoverRequested("forced" in options, int(str(options.get("of", 4)))),
             "protect": ProtectRequested(),
         }
         if name in simple:

@@ -56,8 +56,11 @@ def test_no_failover_while_paused() -> None:
         stage.wait_for_daemon(secondary)
         wait(1.5)
         assert stage.cluster.status(secondary)["phase"] == "follow"
-        stage.cluster.command(primary, "resume", PAIR)
+        with pytest.raises(LabError, match=f"order it on {secondary}"):
+            stage.cluster.command(primary, "failover", PAIR, "--yes")
+        stage.cluster.command(secondary, "failover", PAIR, "--yes")
         stage.wait_promoted(secondary)
+        stage.cluster.command(primary, "resume", PAIR)
         assert stage.wait_protected() == (secondary, primary)
         stage.answers_go_on()
         stage.finish()

@@ -89,6 +89,15 @@ def test_there_is_one_guard_for_a_run(tmp_path: Path) -> None:
     assert not is_guarded(lock)
 
 
+def test_one_who_only_looks_does_not_keep_a_guard_away(tmp_path: Path) -> None:
+    with (tmp_path / "guard.lock").open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_EX)
+        threading.Timer(0.2, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with subprocess.Popen(["true"]) as gone:
+            gone.wait()
+        assert main(str(tmp_path), str(gone.pid), "0") == 0
+
+
 def test_another_process_with_the_number_is_left_alone(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as stranger:
         (tmp_path / "held").touch()

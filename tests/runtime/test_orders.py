@@ -16,6 +16,7 @@ BARE = PairMachine(Settings("vm", "alpha", "beta", first=True, incarnation=1), 0
 
 def seen(phase: Phase, **more: object) -> Snapshot:
     known = {"generation": 4, "record": "solo(4, beta)", "committed_at": 9.98, "silent": False}
+    known["peer_gone"] = False
     return dataclasses.replace(BARE, phase=phase, **{**known, **more})  # type: ignore[arg-type]
 
 
@@ -25,8 +26,11 @@ def test_a_failover_is_planned() -> None:
     assert "beta takes generation 5" in plan[1]
 
 
-def test_a_paused_pair_can_be_failed_over_by_hand_when_the_primary_is_silent() -> None:
-    plan = failover_plan(seen(Phase.FOLLOW, paused=True, silent=True), 10.0, forced=False)
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_paused_pair_can_be_failed_over_by_hand_when_the_primary_is_gone(silent: bool) -> None:
+    """Silent, or heard to say that its QEMU died."""
+    gone = seen(Phase.FOLLOW, paused=True, silent=silent, peer_gone=True)
+    plan = failover_plan(gone, 10.0, forced=False)
     assert "alpha takes generation 5" in plan[0]
 
 
@@ -43,6 +47,7 @@ def test_force_is_planned() -> None:
         (seen(Phase.PROTECTED, paused=True), False, "coloha resume first"),
         (seen(Phase.FOLLOW), False, "order it on beta"),
         (seen(Phase.FOLLOW, paused=True), False, "order it on beta"),
+        (seen(Phase.YIELDED), False, "order it on beta"),
         (seen(Phase.SOLO, why_not="beta is silent"), False, "beta is silent"),
         (seen(Phase.STANDBY), True, "it lives"),
         (seen(Phase.SOLO, silent=True), True, "phase solo"),
