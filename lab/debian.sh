@@ -3,11 +3,26 @@
 #   debian_open DIR           makes a package area of its own in DIR; apt's state on this machine is left alone
 #   debian_apt ARGUMENTS      apt-get in that area
 #   debian_cache ARGUMENTS    apt-cache in that area
+#   whole_begin DIR           sets $target to DIR and $work to a folder beside it that goes away with the script
+#   whole_end                 puts $work/new in DIR's place: it appears whole or not at all
 #
 # The mirror is the one that apt already uses here. apt keeps its signature checks.
 # shellcheck shell=sh
 
 release=trixie
+
+whole_begin() {
+  target=$(realpath -m "$1")
+  mkdir -p "$(dirname "$target")"
+  work=$(mktemp -d "$target.new.XXXXXX")
+  trap 'rm -rf "$work"' EXIT
+  trap 'exit 1' INT TERM HUP
+}
+
+whole_end() {
+  [ ! -e "$target" ] || mv "$target" "$work/old"
+  mv "$work/new" "$target"
+}
 
 debian_open() {
   area=$1

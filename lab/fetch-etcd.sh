@@ -6,11 +6,7 @@ set -eu
 # shellcheck source=lab/debian.sh
 . "$(dirname "$0")/debian.sh"
 
-target=$(realpath -m "$1")
-mkdir -p "$(dirname "$target")"
-work=$(mktemp -d "$target.new.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-trap 'exit 1' INT TERM HUP
+whole_begin "$1"
 
 debian_open "$work/area"
 mkdir "$work/new" "$work/download"
@@ -18,5 +14,4 @@ mkdir "$work/new" "$work/download"
 dpkg -x "$work"/download/*.deb "$work/root"
 mv "$work/root/usr/bin/etcd" "$work/new/etcd"
 "$work/new/etcd" --version
-[ ! -e "$target" ] || mv "$target" "$work/old"
-mv "$work/new" "$target"
+whole_end

@@ -6,11 +6,7 @@ set -eu
 # shellcheck source=lab/debian.sh
 . "$(dirname "$0")/debian.sh"
 
-target=$(realpath -m "$1")
-mkdir -p "$(dirname "$target")"
-work=$(mktemp -d "$target.new.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-trap 'exit 1' INT TERM HUP
+whole_begin "$1"
 
 mkdir -p "$work/new/root"
 debian_open "$work/area"
@@ -50,5 +46,4 @@ if [ "${version:-0}" -lt 11 ]; then
   echo "$release-backports has QEMU ${version:-of no known version}; 11 or newer is needed" >&2
   exit 1
 fi
-[ ! -e "$target" ] || mv "$target" "$work/old"
-mv "$work/new" "$target"
+whole_end

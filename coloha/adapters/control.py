@@ -1,4 +1,4 @@
-"""The control socket: how `coloha status`, `events` and `start` talk to the daemon.
+"""The control socket: how the verbs of `coloha` talk to the daemon.
 
 One JSON object a line. A request is {"verb": ..., ...}; the answer {"ok": ...} or {"error": ...},
 and for following events any number of further lines. Only root and the daemon's own user are

@@ -29,7 +29,7 @@ class Witness(Protocol):
     async def swap(self, pair: str, expected: Record | None, new: Record, by: str) -> Record | None:
         """Replace `expected` by `new`, if the record is `expected`; return what the record is now.
 
-        :param by: the node that asks.
+        :param by: the node that asks, or `OPERATOR`.
         :raises WitnessError: if the answer is not known, or the rules forbid it.
         """
         ...

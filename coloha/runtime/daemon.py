@@ -84,7 +84,7 @@ class Daemon:
             {
                 "status": self._status,
                 "events": self._events,
-                "start": self._start,
+                "start": self._order,
                 "pause": self._order,
                 "resume": self._order,
                 "protect": self._order,
@@ -269,19 +269,16 @@ class Daemon:
         finally:
             self._occurrences.leave(queue)
 
-    async def _start(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
-        pair = self._pairs.get(str(request.get("pair")))
-        if pair is None:
-            yield {"error": f"no pair {request.get('pair')!r} on this node"}
-            return
-        problem = pair.start()
-        yield {"ok": True} if problem is None else {"error": problem}
-
     async def _order(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
-        verb = request["verb"]
-        event = ProtectRequested() if verb == "protect" else PauseRequested(verb == "pause")
         try:
-            self._named(request).order(event)
+            pair = self._named(request)
+            match request["verb"]:
+                case "start":
+                    pair.start()
+                case "protect":
+                    pair.order(ProtectRequested())
+                case verb:
+                    pair.order(PauseRequested(verb == "pause"))
         except OrderError as error:
             yield {"error": str(error)}
         else:

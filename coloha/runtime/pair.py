@@ -158,24 +158,22 @@ class PairRuntime:
         self.config = self.config.model_copy(update={"checkpoint": checkpoint})
         self.post(PeriodChanged(config.checkpoint.period))
 
-    def start(self) -> str | None:
+    def start(self) -> None:
         """Start a VM that its guest has shut down, or look anew at a halted pair.
 
-        Returns why not, or None.
+        :raises OrderError: if it is neither.
         """
-        if self.snapshot is None or self.trouble is not None:
-            return f"{self.name} has failed: {self.trouble or 'it is starting'}"
-        if self.snapshot.phase is Phase.OFF:
+        snapshot = self._see_pumping()
+        if snapshot.phase is Phase.OFF:
             self.post(StartRequested())
-        elif self.snapshot.phase is Phase.HALTED:
+        elif snapshot.phase is Phase.HALTED:
             self.fail(LookAnewError("an operator asked to look again"))
         else:
-            return (
-                f"{self.name} is in phase {self.snapshot.phase} here, and the record is "
-                f"{self.snapshot.record}: only a VM that is off, or a pair that is halted, can be "
+            raise OrderError(
+                f"{self.name} is in phase {snapshot.phase} here, and the record is "
+                f"{snapshot.record}: only a VM that is off, or a pair that is halted, can be "
                 "started"
             )
-        return None
 
     def order(self, event: PauseRequested | ProtectRequested) -> None:
         """Do as an operator says.

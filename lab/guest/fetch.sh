@@ -6,11 +6,7 @@ set -eu
 # shellcheck source=lab/debian.sh
 . "$(dirname "$0")/../debian.sh"
 
-target=$(realpath -m "$1")
-mkdir -p "$(dirname "$target")"
-work=$(mktemp -d "$target.new.XXXXXX")
-trap 'rm -rf "$work"' EXIT
-trap 'exit 1' INT TERM HUP
+whole_begin "$1"
 
 debian_open "$work/area"
 # The package that names the newest kernel holds none itself.
@@ -25,5 +21,4 @@ mkdir -p "$work/debs" "$work/root" "$work/new/modules"
 dpkg -x "$work"/debs/*.deb "$work/root"
 cp "$work"/root/boot/vmlinuz-* "$work/new/vmlinuz"
 python3 "$(dirname "$0")/modules.py" "$work/root" "$work/new/modules" virtio_pci virtio_net virtio_blk
-[ ! -e "$target" ] || mv "$target" "$work/old"
-mv "$work/new" "$target"
+whole_end

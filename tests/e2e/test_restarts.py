@@ -59,7 +59,7 @@ def test_both_daemons_at_once() -> None:
         for name in (primary, secondary):
             stage.cluster.start(name)
         assert stage.wait_protected() == (primary, secondary)
-        stage.answers_go_on()
+        stage.answers_go_on(100)
         assert [stage.qemu_pid(name) for name in (primary, secondary)] == pids
         stage.finish()
 
