@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from lab.namespace import CHECKOUT, PATIENCE_S, LabError, Namespace
+from lab.namespace import CHECKOUT, PATIENCE_S, LabError, Namespace, wait_until
 from lab.tail import Tail
 
 BEACON_PORT = 7777
@@ -187,24 +187,56 @@ def _open_socket(mac: bytes) -> socket.socket:
     packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
     packets.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, descriptor)
     packets.setsockopt(_SOL_PACKET, _PACKET_IGNORE_OUTGOING, 1)
-    packets.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
     try:
         packets.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
     except PermissionError:  # only real root may exceed net.core.rmem_max
         packets.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
     packets.setblocking(False)
-    # Reading starts the counts anew: what was lost before the filter was in place is no loss.
+    stamp(packets)
+    # What came before the filter was in place, or was not stamped as it came in, is no record; nor
+    # is what was lost of it: reading starts the counts anew.
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            packets.recv(1)
     packets.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
     return packets
+
+
+def stamp(listener: socket.socket) -> None:
+    """Have the kernel stamp what comes in for `listener`, from now on.
+
+    It begins a moment after it is told to, and until then stamps a packet when that is read
+    (net/core/dev.c, net_enable_timestamp). So this sends itself datagrams until one carries a time
+    from before it was read. Needs `lo`.
+
+    :raises LabError: if that does not happen.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+        probe.bind(("127.0.0.1", 0))
+        probe.settimeout(PATIENCE_S)
+
+        def stamped() -> bool:
+            probe.sendto(b"", probe.getsockname())
+            select.select([probe], [], [], PATIENCE_S)
+            read_at = time.time_ns()
+            return stamp_of(probe.recvmsg(1, 64)[1]) < read_at
+
+        wait_until(stamped, "the kernel's time stamps")
+
+
+def stamp_of(ancillary: list[tuple[int, int, bytes]]) -> int:
+    """When the kernel saw what was read with `ancillary`, ns of Unix time."""
+    seconds, nanoseconds = struct.unpack("qq", ancillary[0][2])
+    return int(seconds * 1_000_000_000 + nanoseconds)
 
 
 class Sniffer:
     """Writes one line per frame until told to stop."""
 
-    def __init__(
-        self, packets: socket.socket, mac: bytes, interfaces: set[str], out: TextIO
-    ) -> None:
-        self._socket, self._mac, self._interfaces, self._out = packets, mac, interfaces, out
+    def __init__(self, packets: socket.socket, interfaces: set[str], out: TextIO) -> None:
+        self._socket, self._interfaces, self._out = packets, interfaces, out
         self._stopped = False
         self.frames = 0
 
@@ -230,16 +262,14 @@ class Sniffer:
         with contextlib.suppress(BlockingIOError):
             while self.frames < limit:
                 data, ancillary, _, (interface, *_rest) = self._socket.recvmsg(65536, 64)
-                # The first frames may have come before the filter was in place.
-                if interface in self._interfaces and data[6:12] == self._mac:
+                if interface in self._interfaces:
                     self._write(data, ancillary, interface)
         self._out.flush()
 
     def _write(self, data: bytes, ancillary: list[tuple[int, int, bytes]], interface: str) -> None:
-        seconds, nanoseconds = struct.unpack("qq", ancillary[0][2])
         kind, number = classify(data)
         entry = {
-            "t_ns": seconds * 1_000_000_000 + nanoseconds,
+            "t_ns": stamp_of(ancillary),
             "interface": interface,
             "kind": kind,
             "length": len(data),
@@ -258,10 +288,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600, help="time (600)")
     parser.add_argument("output", type=Path, metavar="FILE")
     options = parser.parse_args()
-    mac = _bytes(options.mac)
-    packets = _open_socket(mac) if options.socket is None else socket.socket(fileno=options.socket)
+    if options.socket is None:
+        packets = _open_socket(_bytes(options.mac))
+    else:
+        packets = socket.socket(fileno=options.socket)
     with options.output.open("w") as out:
-        sniffer = Sniffer(packets, mac, set(options.interface), out)
+        sniffer = Sniffer(packets, set(options.interface), out)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, sniffer.stop)
         print("ready", flush=True)

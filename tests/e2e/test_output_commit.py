@@ -21,14 +21,13 @@ import pytest
 from lab.assets import load_assets
 from lab.cluster import MAC, Timing
 from lab.namespace import Namespace
-from lab.sniffer import forgotten, start_sniffer
+from lab.sniffer import forgotten, stamp, stamp_of, start_sniffer
 from tests.e2e.support import Scene, scene
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
 EPOCHS = 200
 PORT = 9999
-SO_TIMESTAMPNS = 35
 # Long enough for the secondary's guest to speak: its code is translated anew in each epoch.
 TIMING = Timing(period="60ms", interval="200ms", misses=20, stall_timeout="10s")
 
@@ -56,7 +55,7 @@ class SinkListener(threading.Thread):
     def _open() -> socket.socket:
         listener = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
-        listener.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        stamp(listener)
         listener.bind(("127.0.0.1", PORT))
         listener.settimeout(0.2)
         return listener
@@ -69,9 +68,8 @@ class SinkListener(threading.Thread):
                 continue
             place = data.find(b"COLOHA")
             if place >= 0:
-                seconds, nanoseconds = struct.unpack("qq", ancillary[0][2])
                 words = struct.unpack_from("!QQQ", data, place + 6)
-                self.heard.append(Heard(seconds * 1_000_000_000 + nanoseconds, *words))
+                self.heard.append(Heard(stamp_of(ancillary), *words))
         self._socket.close()
 
     def stop(self) -> list[Heard]:

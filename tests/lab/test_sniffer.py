@@ -2,6 +2,8 @@
 
 import json
 import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -96,10 +98,15 @@ def test_an_unfinished_line_is_left(tmp_path: Path) -> None:
 
 def send(host: Host, *frames: bytes) -> None:
     """Send frames out of the host's uplink."""
-    with host.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW), ("net",)) as out:
-        out.bind(("uplink", 0))
+    with uplink(host) as out:
         for frame in frames:
             out.send(frame)
+
+
+def uplink(host: Host) -> socket.socket:
+    out = host.inside(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW), ("net",))
+    out.bind(("uplink", 0))
+    return out
 
 
 def heard(sniffer: RunningSniffer, count: int) -> None:
@@ -124,6 +131,32 @@ def test_only_the_chosen_machine_is_heard_and_where_it_speaks(
     assert (capture.beacons(), capture.beacons("up-beta"), capture.dropped) == ([1, 2], [2], 0)
     times = [frame.t_ns for frame in capture.frames]
     assert times == sorted(times)
+
+
+@pytest.mark.qemu
+def test_frames_are_stamped_from_the_first_one_on(
+    topology: Topology, alpha: Host, tmp_path: Path
+) -> None:
+    """Many come while the sniffer starts: one that is stamped when it is read seems the latest."""
+    done = threading.Event()
+
+    def speak() -> None:
+        with uplink(alpha) as out:
+            while not done.is_set():
+                out.send(beacon(1))
+                time.sleep(0.0001)
+
+    speaker = threading.Thread(target=speak)
+    speaker.start()
+    try:
+        for turn in range(5):
+            sniffer = start_sniffer(topology.world, ["up-alpha"], MAC, tmp_path / f"{turn}")
+            heard(sniffer, 10)
+            times = [frame.t_ns for frame in sniffer.stop().frames]
+            assert times == sorted(times)
+    finally:
+        done.set()
+        speaker.join()
 
 
 @pytest.mark.qemu
