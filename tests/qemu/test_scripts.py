@@ -365,13 +365,38 @@ def test_an_epoch_without_an_acknowledgement() -> None:
     assert failing(driver, Script.EPOCH).failure is Failure.STALLED
 
 
-def test_an_epoch_amid_another_checkpoint_is_kept() -> None:
-    driver = at_start(Script.EPOCH)
+@pytest.mark.parametrize("eager", [False, True])
+def test_an_epoch_amid_another_checkpoint_is_kept(eager: bool) -> None:
+    """The next one commits, even if it begins at once. `eager`: the other one ends before all
+    commands are executed, so that the one asked for comes after it.
+    """
+    driver = at_start(Script.EPOCH, eager=eager)
     driver.qemu.begin_checkpoint()
     driver.qemu.advance()
     result = driver.run(Script.EPOCH)
     assert isinstance(result, Kept)
+    assert ("before every command" in result.reason) == eager
     assert isinstance(driver.run(Script.EPOCH), Committed)
+
+
+def test_an_epoch_amid_two_other_checkpoints() -> None:
+    """Both end before all commands are executed."""
+    driver = at_start(Script.EPOCH, eager=True)
+    qemu = driver.qemu
+    qemu.begin_checkpoint()
+    qemu.coming *= 2
+    assert isinstance(driver.run(Script.EPOCH), Kept)
+    assert isinstance(driver.run(Script.EPOCH), Committed)
+
+
+def test_a_late_checkpoint_that_does_not_end() -> None:
+    driver = at_start(Script.EPOCH, eager=True)
+    qemu = driver.qemu
+    qemu.begin_checkpoint()
+    qemu.advance()
+    load = qemu.coming.pop()
+    qemu.coming += [load, lambda: setattr(qemu, "secondary_lives", False)]
+    assert failing(driver, Script.EPOCH).failure is Failure.STALLED
 
 
 # Races with QEMU
