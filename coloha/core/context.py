@@ -220,17 +220,17 @@ class Context:
     @property
     def heard(self) -> PeerState | None:
         """The other node's state if it is alive and has come to know its own."""
-        if self.peer is None or self.silent or self.peer.phase is Phase.INIT:
+        peer = self.peer
+        if peer is None or peer.phase is Phase.INIT or self.silent:
             return None
-        return self.peer
+        return peer
 
     @property
     def peer_gone(self) -> bool:
         """Whether the other node cannot be speaking: it said so, or was silent long enough."""
-        peer = self.heard
-        return (
-            self.peer_gave_up or self.silent or (peer is not None and peer.phase is Phase.STANDBY)
-        )
+        if self.silent or self.peer_gave_up:
+            return True
+        return self.peer is not None and self.peer.phase is Phase.STANDBY
 
     @property
     def peer_gave_up(self) -> bool:

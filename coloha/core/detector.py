@@ -74,7 +74,8 @@ class Detector:
 
     def silent_at(self) -> float:
         """Return when the other node is silent, if nothing is heard until then."""
-        return max(self.heard_at + self.detection_s, self.hold_until)
+        at = self.heard_at + self.interval_s * self.misses
+        return at if at > self.hold_until else self.hold_until
 
     def silent(self, now: float) -> bool:
         """Return whether the other node is silent."""

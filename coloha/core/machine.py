@@ -20,11 +20,11 @@ from coloha.core.absorb import absorb
 from coloha.core.actions import Action
 from coloha.core.context import Context, InvariantError, Settings
 from coloha.core.detector import Detector, Pulse
-from coloha.core.events import Event
+from coloha.core.events import Event, PeerState
 from coloha.core.invariants import check
 from coloha.core.pacing import Pacing
 from coloha.core.phases import TRANSITIONS, Phase
-from coloha.core.snapshot import Snapshot, take
+from coloha.core.snapshot import Snapshot, take, wire
 
 ORDER_S = 5.0
 """How long an operator's order stands that could not be carried out at once."""
@@ -129,6 +129,10 @@ class PairMachine:
         """Return what there is to see."""
         return take(self._context)
 
+    def wire(self) -> PeerState:
+        """Return what heartbeats tell: the snapshot's part of that name."""
+        return wire(self._context)
+
     def _notice_stall(self) -> None:
         """A step that comes late means that this node could not listen either."""
         c = self._context
@@ -159,7 +163,8 @@ class PairMachine:
     def _rearm(self) -> None:
         """The next step is due at the earliest wish, and at least once an interval (pulse)."""
         c = self._context
-        if not c.silent:
-            c.wake(c.detector.silent_at())
-        c.wake(c.now + c.s.interval_s)
-        self._deadline = max(c.now, min(c.wakes))
+        silent_at = c.detector.silent_at()
+        if silent_at > c.now:
+            c.wakes.append(silent_at)
+        c.wakes.append(c.now + c.s.interval_s)
+        self._deadline = min(c.wakes)

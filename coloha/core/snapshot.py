@@ -89,11 +89,12 @@ def take(c: Context) -> Snapshot:
         lease_until=c.pulse.lease_until() if c.pulse.echoed_at is not None else None,
         run=c.run.id if c.run else None,
         witness_error=c.witness_error,
-        wire=_wire(c),
+        wire=wire(c),
     )
 
 
-def _wire(c: Context) -> PeerState:
+def wire(c: Context) -> PeerState:
+    """Return what heartbeats tell the other node."""
     following = c.phase in (Phase.FOLLOW, Phase.CLAIM) and c.copy_bad is None
     return PeerState(
         phase=c.phase,

@@ -40,7 +40,6 @@ from coloha.core.events import (
 )
 from coloha.core.machine import PairMachine
 from coloha.core.phases import Phase
-from coloha.core.snapshot import Snapshot
 from coloha.sim.checkers import Violation
 from coloha.sim.colo import Stream
 from coloha.sim.monitor import Monitor
@@ -65,8 +64,8 @@ class Daemon:
         self.life = node.lives
         self.settings = settings
         self.machine = PairMachine(settings, node.now())
-        self.snapshot: Snapshot | None = None
-        """What heartbeats tell; older than the machine's own while it is being persisted."""
+        self.state: PeerState | None = None
+        """What heartbeats tell; older than the machine's own while that is being persisted."""
         self.phase = Phase.INIT
         self.monitor: Monitor | None = None
         self.heard_at = world.now
@@ -75,7 +74,7 @@ class Daemon:
         self._busy = False
         self._stepping = False
         self._fresh = False
-        """`snapshot` is the machine's present one."""
+        """`state` is the machine's present one."""
         self._saving: Durable | None = None
         self._ended: QemuExited | None = None
         """What is to be told of a QEMU that died while this daemon stood still."""
@@ -240,12 +239,12 @@ class Daemon:
 
     def wire(self) -> PeerState:
         """Return what heartbeats tell now."""
-        if self.snapshot is None or not (self._fresh or self._saving is not None):
-            self.snapshot = self.machine.snapshot()
+        if self.state is None or not (self._fresh or self._saving is not None):
+            self.state = self.machine.wire()
             self._fresh = True
-            if self.snapshot.phase is not self.phase:
-                self._moved(self.snapshot.phase)
-        return self.snapshot.wire
+            if self.state.phase is not self.phase:
+                self._moved(self.state.phase)
+        return self.state
 
     def _moved(self, phase: Phase) -> None:
         self.world.note(self.node.name, f"{self.phase} -> {phase}")

@@ -191,7 +191,7 @@ SWITCHES = [
                 "elif script.script is Script.PROMOTE",
                 "elif False",
             ),
-            Change("coloha.core.snapshot:_wire", " and c.copy_bad is None", ""),
+            Change("coloha.core.snapshot:wire", " and c.copy_bad is None", ""),
         ),
         ("bad-copy",),
         1500,
