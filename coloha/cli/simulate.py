@@ -28,7 +28,7 @@ faults:
 SEEDS = 1 << 40
 _SHOWN = (
     *("failovers", "boots", "adopted", "overtaken", "recovered", "copy-bad", "hung"),
-    *("epoch-kept", "late output", "spoilt copies"),
+    *("epoch-kept", "late output"),
 )
 
 

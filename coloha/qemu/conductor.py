@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 from coloha.core.actions import Script
 from coloha.core.events import Failure
@@ -10,6 +11,7 @@ from coloha.qemu.scripts import (
     ANSWER_S,
     Call,
     Give,
+    Look,
     Op,
     Pause,
     Plan,
@@ -21,11 +23,17 @@ from coloha.qemu.scripts import (
 
 
 async def conduct(
-    script: Script, plan: Plan, timeout_s: float, monitor: Monitor, channel: socket.socket | None
+    script: Script,
+    plan: Plan,
+    timeout_s: float,
+    monitor: Monitor,
+    channel: socket.socket | None,
+    look: Callable[[], bool],
 ) -> object:
     """Run a script to its end and return its result.
 
     :param channel: the session's connection, for scripts that give it to QEMU.
+    :param look: does what `Look` says.
     :raises ScriptError: if it does not succeed.
     """
     tape = monitor.begin()
@@ -37,7 +45,7 @@ async def conduct(
             op = steps.throw(failure) if failure is not None else steps.send(outcome)
             failure = None
             try:
-                outcome = await _perform(op, tape, monitor, channel)
+                outcome = await _perform(op, tape, monitor, channel, look)
             except ScriptError as error:
                 failure = error
     except StopIteration as end:
@@ -47,7 +55,13 @@ async def conduct(
         monitor.end(tape)
 
 
-async def _perform(op: Op, tape: Tape, monitor: Monitor, channel: socket.socket | None) -> object:
+async def _perform(
+    op: Op,
+    tape: Tape,
+    monitor: Monitor,
+    channel: socket.socket | None,
+    look: Callable[[], bool],
+) -> object:
     match op:
         case Call(commands, timeout_s):
             return await monitor.call(commands, timeout_s)
@@ -56,6 +70,8 @@ async def _perform(op: Op, tape: Tape, monitor: Monitor, channel: socket.socket 
         case Pause(seconds):
             await asyncio.sleep(seconds)
             return None
+        case Look():
+            return look()
         case Give(fdname):
             if channel is None or channel.fileno() < 0:
                 raise ScriptError(Failure.BROKEN, "the channel is closed")

@@ -1,8 +1,8 @@
 """The sequences of QMP commands that drive COLO, as pure generators.
 
-A script yields what it wants done (`Call`, `Until`, `Pause`, `Give`) and is sent the outcome;
-whoever runs it (`conductor.py`, or a simulator) does the input and output. All that the connection
-said since the script began is on its `Tape`, in the order of execution.
+A script yields what it wants done (`Call`, `Until`, `Give`, `Pause`, `Look`) and is sent the
+outcome; whoever runs it (`conductor.py`, or a simulator) does the input and output. All that the
+connection said since the script began is on its `Tape`, in the order of execution.
 
 Facts about QEMU that the sequences rest on are in docs/qemu.md; the numbers in brackets are its
 sections.
@@ -24,6 +24,9 @@ the time afresh (4.1)."""
 
 ANSWER_S = 2.0
 """How long a command may take that QEMU answers from its main loop alone."""
+
+SETTLE_S = 2.0
+"""How long a secondary that is cut off may take to say COLO_EXIT, its main loop answering."""
 
 POLL_S = 0.005
 MAX_TAPE = 10_000
@@ -87,7 +90,15 @@ class Pause:
     seconds: float
 
 
-Op = Call | Until | Give | Pause
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Read what QEMU has complained of so far; outcome: whether it was heard to leave COLO.
+
+    A secondary that says that it is half loaded (6.2) is `BROKEN`.
+    """
+
+
+Op = Call | Until | Give | Pause | Look
 Steps = Generator[Op, object, object]
 
 
@@ -387,13 +398,18 @@ def await_colo(timeout_s: float) -> Steps:
 
 
 def promote(plan: Plan, timeout_s: float) -> Steps:
-    """Secondary: cut the old primary off, end COLO, open the output, tell the network.
+    """Secondary: cut the old primary off, see that the copy is whole, end COLO, open the output,
+    tell the network.
 
     At the failover QEMU itself switches every filter of the secondary off (4.6), so the output is
     open as soon as the guest runs; removing the sinks makes it last.
     """
     yield from _yank()
-    if (yield from _query("query-colo-status", "mode")) == ColoMode.SECONDARY:
+    in_colo = (yield from _query("query-colo-status", "mode")) == ColoMode.SECONDARY
+    if in_colo:
+        yield from _loads_no_more()
+    yield Look()
+    if in_colo:
         yield from _allow("already", Command("x-colo-lost-heartbeat"), timeout_s)
     elif not ((yield from _failed_over()) or (yield from _running())):
         raise ScriptError(Failure.REFUSED, "the secondary is not in COLO: it has no VM to become")
@@ -405,6 +421,19 @@ def promote(plan: Plan, timeout_s: float) -> Steps:
     announce = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
     yield from _call(*commands, Command("announce-self", announce))
     return None
+
+
+def _loads_no_more() -> Generator[Op, object, None]:
+    """Secondary that is cut off: wait until it can load no checkpoint any more.
+
+    One that has arrived completely is still loaded. While its guest runs there is none, and the
+    next would begin with an answer to the primary, which can no longer be sent (6.5). If it stands
+    still COLO_EXIT is the end of it; that may have come before this daemon listened.
+    """
+    for _ in range(round(SETTLE_S / POLL_S)):
+        if (yield Look()) or (yield from _running()):
+            return
+        yield Pause(POLL_S)
 
 
 def _failed_over() -> Generator[Op, object, bool]:

@@ -70,6 +70,7 @@ class Vm:
         """Of QEMU, once it has answered."""
         self.quiet = False
         """Post nothing more."""
+        self._left_colo = False
         self._netdevs = netdevs
         self._traits = traits
         self._post = post
@@ -149,12 +150,16 @@ class Vm:
         """
         assert self._monitor is not None
         assert self._plan is not None
-        if script is Script.PROMOTE and self._check_copy():
-            raise ScriptError(Failure.BROKEN, "the secondary is half loaded: see its stderr")
-        result = await conduct(script, self._plan, timeout_s, self._monitor, channel)
-        if script in (Script.ADOPT, Script.PROMOTE):
-            self._check_copy()  # it may have broken before anyone listened, or meanwhile
+        result = await conduct(script, self._plan, timeout_s, self._monitor, channel, self._look)
+        if script is Script.ADOPT:
+            self._check_copy()  # it may have broken before anyone listened
         return result
+
+    def _look(self) -> bool:
+        """See `scripts.Look`."""
+        if self._check_copy():
+            raise ScriptError(Failure.BROKEN, "the secondary is half loaded: see its stderr")
+        return self._left_colo
 
     async def close(self) -> None:
         """Let go of the monitor and the pidfd; the process lives on if it does."""
@@ -191,7 +196,8 @@ class Vm:
     def _heard(self, message: Message) -> None:
         match message.name:
             case "COLO_EXIT":
-                self._check_copy()
+                self._left_colo = True
+                self._check_copy()  # QEMU complains before it says this (6.2)
                 self._say(ColoExited())
             case "SHUTDOWN":
                 data = message.data if isinstance(message.data, dict) else {}

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 ROUNDING_S = 1e-6
 SETTLED_S = 1.0
 """So long after a fault nothing that it caused is under way any more, if the pair is whole."""
-SEEN_BAD_S = 0.5
-"""So long it may take to see, and kill, a copy that was spoilt while it was promoted."""
 
 
 class Violation(Exception):  # noqa: N818 - it is what the simulator looks for, no error of it
@@ -58,8 +56,6 @@ class Judge:
         """Those who are the VM, or may become it, by the record."""
         self.stale = 0
         """Output that a copy let go late because it stood still (docs/safety.md)."""
-        self.spoilt = 0
-        """Copies that were spoilt by a checkpoint while they were promoted (docs/safety.md)."""
         self.failovers = 0
         self.faults = 0
         """Faults since the pair was last whole, or since the beginning."""
@@ -85,7 +81,7 @@ class Judge:
                     raise Violation("forgotten", f"{name} let go late what nobody remembers")
                 return
             raise Violation("two-voices", f"{name} is heard after another copy was")
-        if qemu.bad_at < world.now - SEEN_BAD_S:
+        if qemu.bad:
             raise Violation("bad-copy", f"{name} is heard with a half-loaded copy")
         if qemu is not self.voice:
             self._new_voice(qemu)
@@ -126,9 +122,8 @@ class Judge:
     def promoted(self, qemu: "Qemu") -> None:
         """A secondary becomes the VM."""
         name, record = qemu.node.name, self._world.witness.record
-        if qemu.bad_at < qemu.promoting_at:
+        if qemu.bad:
             raise Violation("bad-copy", f"{name} promotes a half-loaded copy")
-        self.spoilt += qemu.bad  # known, and to be mended: docs/safety.md
         if qemu.life == self.life and qemu.remembers < self.said - ROUNDING_S:
             lost_ms = (self.said - qemu.remembers) * 1000
             raise Violation("forgotten", f"{name} promotes a copy that lacks {lost_ms:.1f} ms")

@@ -153,7 +153,7 @@ class Stream:
         secondary.blocked = False
         secondary.read_soon()
         if self.world.take_fault("bad-load"):
-            secondary.bad_at = self.world.now
+            secondary.bad = True
             self.world.note(secondary.node.name, "the checkpoint leaves QEMU half loaded")
             self._break()
             return
@@ -249,8 +249,7 @@ class Stream:
         self.broken = True
         end.settle()
         if end.blocked:
-            end.blocked = False
-            end.status = "running"  # its memory is as before: the cache is thrown away
+            end.blocked = False  # its guest stands still; its memory is as before
             end.read_soon()
         if end.entered:
             end.say("COLO_EXIT")

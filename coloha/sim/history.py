@@ -115,7 +115,6 @@ def _seen(world: World) -> Counter[str]:
             "failovers": judge.failovers,
             "boots": judge.life,
             "late output": judge.stale,
-            "spoilt copies": judge.spoilt,
             "virtual seconds": round(world.now),
         }
     )

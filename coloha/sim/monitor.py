@@ -14,7 +14,18 @@ from coloha.core.events import (
     ScriptFailed,
 )
 from coloha.qemu import scripts
-from coloha.qemu.scripts import Call, Command, Give, Pause, Plan, ScriptError, Steps, Tape, Until
+from coloha.qemu.scripts import (
+    Call,
+    Command,
+    Give,
+    Look,
+    Pause,
+    Plan,
+    ScriptError,
+    Steps,
+    Tape,
+    Until,
+)
 
 if TYPE_CHECKING:
     from coloha.sim.colo import Stream
@@ -34,6 +45,7 @@ class Monitor:
         self.daemon = daemon
         self.qemu = qemu
         self.connected = False
+        self._left_colo = False
         self.giving: Stream | None = None
         """What the getfd under way hands over."""
         self._token = 0
@@ -73,8 +85,6 @@ class Monitor:
         self._channel = self.daemon.channel(script)
         if script.script is Script.ADOPT and not self.connected:
             self._connect(script, self.world.now + script.timeout_s)
-        elif script.script is Script.PROMOTE and self._copy_bad():
-            self._fail(ScriptError(Failure.BROKEN, "the secondary is half loaded"))
         else:
             self._begin(script)
 
@@ -98,8 +108,6 @@ class Monitor:
             self.world.at(CONNECT_POLL_S, self._connect, script, deadline)
 
     def _begin(self, script: RunScript) -> None:
-        if script.script is Script.PROMOTE:
-            self.qemu.promoting_at = min(self.qemu.promoting_at, self.world.now)
         self._tape = Tape()
         self._steps = scripts.write(script.script, PLAN, script.timeout_s, self._tape)
         self._go_on(None)
@@ -114,7 +122,7 @@ class Monitor:
             op = steps.throw(failure) if failure is not None else steps.send(outcome)
         except StopIteration as end:
             self._steps = self._script = None
-            if script.script in (Script.ADOPT, Script.PROMOTE):
+            if script.script is Script.ADOPT:
                 self._copy_bad()
             self.daemon.post(ScriptDone(script.number, end.value))
         except ScriptError as error:
@@ -142,6 +150,8 @@ class Monitor:
                 self._expect(timeout_s, Failure.STALLED)
             case Pause(seconds):
                 self.world.at(seconds, self._paused, serial)
+            case Look():
+                self._look()
             case Give(fdname):
                 if self._channel is None:
                     broken = ScriptError(Failure.BROKEN, "the channel is closed")
@@ -149,6 +159,12 @@ class Monitor:
                     return
                 self.giving = self._channel
                 self._write((Command("getfd", {"fdname": fdname}),), scripts.ANSWER_S)
+
+    def _look(self) -> None:
+        if self._copy_bad():
+            self._go_on(None, ScriptError(Failure.BROKEN, "the secondary is half loaded"))
+        else:
+            self._go_on(self._left_colo)
 
     def _write(self, commands: tuple[Command, ...], timeout_s: float) -> None:
         self._call = []
@@ -231,6 +247,7 @@ class Monitor:
 
     def _heard(self, message: Message) -> None:
         if message.name == "COLO_EXIT":
+            self._left_colo = True
             self._copy_bad()
             self.daemon.post(ColoExited())
         elif message.name == "SHUTDOWN":

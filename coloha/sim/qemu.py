@@ -53,8 +53,8 @@ class Qemu:
         self.stream: Stream | None = None
         self.channel: Stream | None = None
         """What getfd gave it."""
-        self.bad_at = self.promoting_at = float("inf")
-        """When a checkpoint left it half loaded, and when its daemon began to promote it."""
+        self.bad = False
+        """It is half loaded."""
         self.off = False
         """The guest switched itself off."""
         self.ran = 0.0
@@ -75,11 +75,6 @@ class Qemu:
         self._reading = self._saying = False
         self._deadman_at = float("inf")
         self._deadman_set = False
-
-    @property
-    def bad(self) -> bool:
-        """Whether it is half loaded."""
-        return self.bad_at < float("inf")
 
     @property
     def is_primary(self) -> bool:

@@ -8,6 +8,7 @@ from coloha.qemu.scripts import (
     Call,
     Command,
     Give,
+    Look,
     Op,
     Pause,
     Plan,
@@ -82,6 +83,10 @@ class Driver:
                 self._spend(left)
                 self.qemu.give(fdname)
                 return None
+            case Look():
+                if self.qemu.bad:
+                    raise ScriptError(Failure.BROKEN, "half loaded")
+                return self.qemu.left_colo
             case Pause():
                 self._pass_time()
                 return None

@@ -1,7 +1,7 @@
 """The fake QEMU as a process of its own, for what only a process can do: complain and die.
 
-It obeys three commands that QEMU does not have: `say` an event, `complain` on stderr, and `die`,
-with last events, by an exit status or a signal.
+It obeys commands that QEMU does not have: `say` an event, `complain` on stderr, `spoil`: complain
+as soon as the stream is cut, and `die`, with last events, by an exit status or a signal.
 """
 
 import asyncio
@@ -49,6 +49,22 @@ async def _serve(directory: Path, version: str) -> None:
             print(arguments["text"], file=sys.stderr, flush=True)
             return {}
 
+        def spoil(arguments: dict[str, Any]) -> object:
+            def ended() -> None:
+                complain(arguments)
+                qemu.event("COLO_EXIT")
+
+            def yank(_: dict[str, Any]) -> object:
+                asyncio.get_running_loop().call_later(0.05, ended)
+                return {}
+
+            qemu.answers |= {
+                "query-yank": lambda _: [{"type": "migration"}],
+                "query-status": lambda _: {"status": "colo", "running": False},
+                "yank": yank,
+            }
+            return {}
+
         def die(arguments: dict[str, Any]) -> object:
             for event, data in arguments.get("events", []):
                 qemu.event(event, data)
@@ -62,6 +78,7 @@ async def _serve(directory: Path, version: str) -> None:
             "say": say,
             "complain": complain,
             "die": die,
+            "spoil": spoil,
             "executed": lambda _: [command.name for command in qemu.executed],
             "query-version": lambda _: {"qemu": {"major": major, "minor": minor, "micro": micro}},
             "query-colo-status": lambda _: {"mode": "secondary"},

@@ -57,6 +57,12 @@ class Qemu:
         """What migrate or migrate-incoming brings about."""
         self.secondary_lives = True
         self.fd: str | None = None
+        self.bad = False
+        """It complained that it is half loaded."""
+        self.left_colo = False
+        """COLO_EXIT was heard."""
+        self.at_yank: list[Callable[[], None]] = [self.leave_colo]
+        """What comes of cutting the stream in COLO."""
         self.announced = 0
         self.refuse: dict[str, str] = {}
         """Errors that commands of these names are answered with."""
@@ -95,6 +101,11 @@ class Qemu:
     def say(self, name: str, data: object = None) -> None:
         """Put an event on the tape."""
         self.tape.messages.append(Message(name, 0.0, data=data))
+
+    def leave_colo(self) -> None:
+        """COLO_EXIT."""
+        self.left_colo = True
+        self.say("COLO_EXIT", {"reason": "error"})
 
     def advance(self) -> bool:
         """Let the next thing happen; return whether there was one."""
@@ -212,7 +223,7 @@ class Qemu:
         self.secondary_lives = False
         self.coming.clear()
         if self.migration == "colo":
-            self.coming.append(lambda: self.say("COLO_EXIT", {"reason": "error"}))
+            self.coming += self.at_yank
         elif self.migration in ("setup", "active"):
             self.coming += [self._migrating("failed"), self._resume]
         return {}

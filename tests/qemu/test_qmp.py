@@ -302,7 +302,7 @@ def test_many_events_leave_no_growth(run: Loop, folder: Path) -> None:
     async def main() -> None:
         async with talking(folder) as talk:
             plan = Plan((), return_path=True)
-            await conduct(Script.CHECK, plan, PATIENCE_S, talk.monitor, None)
+            await conduct(Script.CHECK, plan, PATIENCE_S, talk.monitor, None, lambda: False)
             for number in range(50_000):
                 talk.qemu.event("RESUME", number)
             await eventually(lambda: len(talk.events) == 50_000, "all events")

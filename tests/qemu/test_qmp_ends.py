@@ -377,7 +377,7 @@ def test_giving_a_channel_that_is_gone(
             if channel is not None:
                 channel.close()
             with pytest.raises(ScriptError, match="the channel is closed") as caught:
-                await conduct(script, PLAN, PATIENCE_S, talk.monitor, channel)
+                await conduct(script, PLAN, PATIENCE_S, talk.monitor, channel, lambda: False)
             assert caught.value.failure is Failure.BROKEN
             assert "migrate" not in talk.qemu.names
             assert "migrate-incoming" not in talk.qemu.names

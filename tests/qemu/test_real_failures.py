@@ -189,6 +189,35 @@ def test_a_half_loaded_secondary_says_so_and_is_not_promoted(
     run(main())
 
 
+@pytest.mark.parametrize("delay_ms", [0, 2, 5, 10])
+def test_a_secondary_that_is_promoted_while_it_loads_a_spoilt_checkpoint(
+    run: Loop, folder: Path, delay_ms: int
+) -> None:
+    """Either it has what was before, or it says so and is not promoted."""
+
+    async def main() -> None:
+        async with pair(folder) as both:
+            primary, secondary = await both.start_both()
+            link = both.link = Link()
+            await both.protect(primary, secondary, link)
+            await epochs(primary, 2)
+            damage = link.spoil = Damage(b"timer")
+            epoch = asyncio.create_task(failing(primary, Script.EPOCH, SHORT_S))
+            await eventually(lambda: damage.done, "the spoilt checkpoint")
+            await asyncio.sleep(delay_ms / 1000)
+            failure = None
+            try:
+                await secondary.do(Script.PROMOTE)
+            except ScriptError as error:
+                failure = error.failure
+            bad = any(isinstance(event, CopyBad) for event in secondary.events)
+            assert failure is (Failure.BROKEN if bad else None)
+            assert await secondary.status() == ("colo" if bad else "running")
+            await epoch
+
+    run(main())
+
+
 # The primary fails
 
 

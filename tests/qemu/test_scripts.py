@@ -184,11 +184,47 @@ def test_promote() -> None:
     driver = at_start(Script.PROMOTE)
     driver.run(Script.PROMOTE)
     ending, waiting, opening = split(said(driver), "x-colo-lost-heartbeat", "qom-list")
-    assert ending == ["query-yank!", "yank!", "query-colo-status", "x-colo-lost-heartbeat"]
+    assert ending == [
+        *("query-yank!", "yank!", "query-colo-status", "query-status", "x-colo-lost-heartbeat")
+    ]
     assert set(waiting) == {"query-colo-status", "query-status", "qom-list"}
     assert opening == ["del sink-net0", "del sink-net1", "announce-self"]
     assert driver.qemu.status == "running"
     assert driver.qemu.filters == []
+
+
+def cut_while_loading(*then: str) -> Driver:
+    """A secondary with a checkpoint that has arrived; `then` is what it does after the yank."""
+    driver = at_start(Script.PROMOTE)
+    qemu = driver.qemu
+    qemu.status = "colo"
+    steps = {
+        "nothing": lambda: None,
+        "load": lambda: setattr(qemu, "status", "running"),
+        "spoil": lambda: setattr(qemu, "bad", True),
+        "exit": qemu.leave_colo,
+    }
+    qemu.at_yank = [steps[name] for name in then]
+    return driver
+
+
+@pytest.mark.parametrize("then", [("load", "exit"), ("nothing", "load"), ("exit",), ()])
+def test_promote_waits_for_the_checkpoint_under_way(then: tuple[str, ...]) -> None:
+    """It loads, or was cut short; and COLO_EXIT may have come before anyone listened."""
+    driver = cut_while_loading(*then)
+    driver.run(Script.PROMOTE)
+    assert driver.qemu.status == "running"
+    assert said(driver).count("x-colo-lost-heartbeat") == 1
+
+
+@pytest.mark.parametrize("then", [("spoil", "exit"), ("nothing", "nothing", "spoil")])
+def test_a_copy_that_is_spoilt_after_the_stream_is_cut_is_not_promoted(
+    then: tuple[str, ...],
+) -> None:
+    driver = cut_while_loading(*then)
+    assert failing(driver, Script.PROMOTE).failure is Failure.BROKEN
+    assert "x-colo-lost-heartbeat" not in said(driver)
+    assert driver.qemu.status == "colo"
 
 
 def test_check() -> None:

@@ -372,6 +372,24 @@ def test_a_half_loaded_secondary_is_never_promoted(run: Loop, folder: Path) -> N
     run(main())
 
 
+def test_a_secondary_that_is_spoilt_while_it_is_promoted(run: Loop, folder: Path) -> None:
+    """A checkpoint that had arrived is loaded after the stream was cut, and fails."""
+
+    async def main() -> None:
+        async with node(folder, SECONDARY) as one:
+            await one.order("spoil", text=POISON[0])
+            with pytest.raises(ScriptError) as caught:
+                await one.vm.perform(Script.PROMOTE, PATIENCE_S, None)
+            assert caught.value.failure is Failure.BROKEN
+            assert CopyBad(POISON[0]) in one.events
+            executed = await one.order("executed")
+            assert isinstance(executed, list)
+            assert "yank" in executed
+            assert "x-colo-lost-heartbeat" not in executed
+
+    run(main())
+
+
 def test_a_half_loaded_secondary_that_is_found_running(run: Loop, folder: Path) -> None:
     """COLO_EXIT came while no daemon listened."""
 

@@ -144,11 +144,7 @@ SWITCHES = [
             Change(
                 "coloha.core.absorb:_copy_bad", "if c.run is None", "return\n    if c.run is None"
             ),
-            Change(
-                "coloha.sim.monitor:Monitor.run",
-                "elif script.script is Script.PROMOTE",
-                "elif False",
-            ),
+            Change("coloha.sim.monitor:Monitor._look", "if self._copy_bad():", "if False:"),
         ),
         ("bad-copy",),
         1500,
@@ -186,16 +182,31 @@ SWITCHES = [
             Change("coloha.core.secondary:follow", "if c.copy_bad is not None:", "if False:"),
             Change("coloha.core.secondary:claim", "elif c.copy_bad is not None:", "elif False:"),
             Change("coloha.core.secondary:promote", "elif c.copy_bad is not None:", "elif False:"),
-            Change(
-                "coloha.sim.monitor:Monitor.run",
-                "elif script.script is Script.PROMOTE",
-                "elif False",
-            ),
+            Change("coloha.sim.monitor:Monitor._look", "if self._copy_bad():", "if False:"),
             Change("coloha.core.snapshot:wire", " and c.copy_bad is None", ""),
         ),
         ("bad-copy",),
         1500,
         ("bad-load", "daemon-crash"),
+    ),
+    Switch(
+        "second look",
+        "a copy is looked at before the stream is cut, not after",
+        (
+            Change(
+                "coloha.qemu.scripts:promote",
+                "yield from _yank()",
+                "yield Look()\n    yield from _yank()",
+            ),
+            Change(
+                "coloha.qemu.scripts:promote",
+                "yield from _loads_no_more()\n    yield Look()",
+                "pass",
+            ),
+        ),
+        ("bad-copy",),
+        2500,
+        ("bad-load", "host-freeze", "own-checkpoint"),
     ),
     Switch(
         "epoch's stop",

@@ -164,9 +164,8 @@ def test_a_node_that_waits_is_not_hasty(seed: int, faults: str) -> None:
     assert outcome.seen["boots"] == 1
 
 
-def test_a_copy_is_spoilt_while_it_is_promoted() -> None:
-    """Known (docs/safety.md, "What it found"): once mended, drop this and `Judge.spoilt`."""
+def test_a_copy_that_is_spoilt_while_it_is_promoted_does_not_speak() -> None:
     faults = "1.15 cut pair 0.087 0; 1.15 bad-load pair 0 0; 3.594 heal"
     outcome = live(plan(4077853, text=faults))
     assert outcome.violation is None, explained(outcome)
-    assert outcome.seen["spoilt copies"] == 1
+    assert outcome.seen["copy-bad"] == 1
