@@ -7,6 +7,7 @@ from pathlib import Path
 
 from coloha.config.model import Nic, Vm
 from coloha.core.events import Role, Run
+from coloha.qemu.guard import SWITCHED
 from coloha.qemu.scripts import sink_id
 
 _MONITOR = re.compile(r"([ps]-([0-9a-f]+))/qmp\.sock,server=on")
@@ -38,6 +39,11 @@ class Files:
     def held(self) -> Path:
         """Exists while this QEMU holds output, and is touched while somebody looks after it."""
         return self.directory / "held"
+
+    @property
+    def switched(self) -> Path:
+        """When the buffers were last switched (see `coloha.qemu.guard`)."""
+        return self.directory / SWITCHED
 
     @property
     def guard_lock(self) -> Path:

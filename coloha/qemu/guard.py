@@ -1,12 +1,14 @@
-"""Outlives the daemon: kills a QEMU that holds output and that nobody has looked after for long.
+"""Outlives the daemon: kills a QEMU before the output that it holds comes out by itself.
 
-A filter-buffer that its daemon leaves alone lets go by itself after 4000 s of guest time (docs/
-qemu.md, 4). By then the other node may long speak for the VM in a newer generation. So each QEMU
-has a guard, a process of its own, that kills it well before.
+A filter-buffer that nobody switches lets go after 4000 s of guest time (docs/qemu.md, 4). By then
+the other node may long speak for the VM in a newer generation. So each QEMU has a guard, a process
+of its own, that kills it well before.
 
-The file `held` in the run's folder says that output is held; the daemon touches it as its pump
-goes on. The guard needs no clock but its own: what counts is that the file's time changes. One
-without it is left alone: it speaks by right, or its output goes to a sink.
+The file `held` in the run's folder says that output is held. A QEMU without it is left alone: it
+speaks by right, or its output goes to a sink. The daemon touches `held` as its pump goes on: one
+that nobody looks after is killed soon. And it notes in `switched` when all buffers were last
+switched: its modification time is CLOCK_MONOTONIC, which guard and daemon read alike. That somebody
+is there does not help a QEMU whose buffers nobody switches.
 
 Standard library only: a process for each VM should be small.
 """
@@ -20,28 +22,55 @@ import time
 from pathlib import Path
 
 LOOK_S = 1.0
+SWITCHED = "switched"
 LOCK_TRIES, LOCK_S = 20, 0.05
+UNSWITCHED_S = 3600.0
+"""How long output may be held since all buffers were last switched, seconds. QEMU's own limit is
+`scripts.HOLD_US`."""
 GUARDED = 3
 """Exit status if the QEMU has a guard already."""
 
 
-def guard(held: Path, pidfd: int, after_s: float, look_s: float = LOOK_S) -> bool:
+def guard(
+    held: Path,
+    pidfd: int,
+    after_s: float,
+    look_s: float = LOOK_S,
+    unswitched_s: float = UNSWITCHED_S,
+) -> bool:
     """Watch until the QEMU of `pidfd` is gone; return whether that was this guard's doing.
 
     :param after_s: how long `held` may stay unchanged, seconds.
+    :param unswitched_s: how long the buffers may stay unswitched, seconds.
     """
     gone = select.poll()
     gone.register(pidfd, select.POLLIN)
-    seen, since = None, time.monotonic()
+    seen, since, held_since = None, 0.0, 0.0
     while not gone.poll(look_s * 1000):
-        stamp = _stamp(held)
-        if stamp is None or stamp != seen:
-            seen, since = stamp, time.monotonic()
-        elif time.monotonic() - since >= after_s:
+        stamp, now = _stamp(held), time.monotonic()
+        if seen is None:
+            held_since = now
+        if stamp != seen:
+            seen, since = stamp, now
+        if stamp is None:
+            continue
+        why = ""
+        if now - since >= after_s:
+            why = f"nobody looked after this QEMU for {after_s:g} s"
+        elif now - _switched_at(held, now, held_since) >= unswitched_s:
+            why = f"the buffers of this QEMU were not switched for {unswitched_s:g} s"
+        if why:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            sys.stderr.write(f"guard: nobody looked after this QEMU for {after_s:g} s: killed\n")
+            sys.stderr.write(f"guard: {why}: killed\n")
             return True
     return False
+
+
+def _switched_at(held: Path, now: float, unless: float) -> float:
+    """Return when the buffers were last switched; `unless`, if no such time was noted."""
+    stamp = _stamp(held.with_name(SWITCHED))
+    at = stamp / 1e9 if stamp is not None else now + 1
+    return at if at <= now else unless
 
 
 def _stamp(held: Path) -> int | None:

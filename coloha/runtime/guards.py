@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import sys
+import time
 
 from coloha.core.events import Failure
 from coloha.errors import LaunchError
@@ -64,12 +65,25 @@ class Guard:
             raise ScriptError(Failure.REFUSED, f"no guard for this QEMU: {error}") from error
 
     def mark(self) -> None:
-        """Say that QEMU holds output, and that somebody looks after it."""
+        """Say that QEMU holds output, and that somebody looks after it.
+
+        The time of its buffers is noted if none is: buffers found running go on with theirs.
+        """
+        if not self._files.switched.exists():
+            self.switched(time.monotonic())
         self._files.held.touch(mode=0o600)
+
+    def switched(self, at: float) -> None:
+        """Say that no buffer has been on for longer than since `at`, monotonic seconds."""
+        new = self._files.switched.with_suffix(".new")
+        new.touch(mode=0o600)  # whose time no guard must see
+        os.utime(new, (at, at))
+        new.replace(self._files.switched)
 
     def release(self) -> None:
         """Say that QEMU holds nothing: the guard leaves it alone."""
         self._files.held.unlink(missing_ok=True)
+        self._files.switched.unlink(missing_ok=True)
 
     def tend(self, now: float) -> None:
         """Show the guard that somebody looks after its QEMU; see that there is a guard."""

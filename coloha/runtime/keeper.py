@@ -5,6 +5,7 @@ import contextlib
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
@@ -77,6 +78,8 @@ class Keeper:
         self._traits = versions.Traits(config.vm.machine, config.vm.accelerator)
         self.vm: Vm | None = None
         self._guard: Guard | None = None
+        self._epoch_at = 0.0
+        """When the last epoch began, monotonic seconds."""
         self._launching: asyncio.Task[None] | None = None
         self._script: asyncio.Task[None] | None = None
         self._offers: dict[int, Offer] = {}
@@ -222,8 +225,9 @@ class Keeper:
                 self._guard.start()  # it is there when output is to be held
             if action.script is Script.ARM and self._guard is not None:
                 await self._guard.hold()
+            began = time.monotonic()
             result = await vm.perform(action.script, action.timeout_s, channel)
-            self._see_guarded(action.script, result)
+            self._see_guarded(action.script, result, began)
         except ScriptError as error:
             self._post(ScriptFailed(action.number, error.failure, error.reason))
         except LaunchError as error:
@@ -231,13 +235,19 @@ class Keeper:
         else:
             self._post(ScriptDone(action.number, result))
 
-    def _see_guarded(self, script: Script, result: object) -> None:
-        """Tell the guard whether QEMU holds output."""
+    def _see_guarded(self, script: Script, result: object, began: float) -> None:
+        """Tell the guard whether QEMU holds output, and since when none of its buffers was
+        switched: a release switches B, the epoch before it A.
+        """
         if self._guard is None:
             return
         try:
             if script is Script.LEAVE_COLO:
                 self._guard.release()
+            elif script is Script.EPOCH:
+                self._epoch_at = began
+            elif script is Script.RELEASE:
+                self._guard.switched(self._epoch_at)
             elif isinstance(result, Adopted) and result.colo is ColoMode.PRIMARY:
                 self._guard.mark()
                 self._guard.start()

@@ -52,6 +52,8 @@ class Monitor:
         """Changes with each script: replies to commands of earlier ones are not for this one."""
         self._script: RunScript | None = None
         self._steps: Steps | None = None
+        self._began = self._epoch_at = 0.0
+        """When the present script, and the last epoch, began."""
         self._tape = Tape()
         self._channel: Stream | None = None
         self._call: list[Message] = []
@@ -108,6 +110,9 @@ class Monitor:
             self.world.at(CONNECT_POLL_S, self._connect, script, deadline)
 
     def _begin(self, script: RunScript) -> None:
+        self._began = self.world.now
+        if script.script is Script.ARM and self.qemu.switched_at is None:
+            self.world.guard(self.qemu)
         self._tape = Tape()
         self._steps = scripts.write(script.script, PLAN, script.timeout_s, self._tape)
         self._go_on(None)
@@ -124,11 +129,21 @@ class Monitor:
             self._steps = self._script = None
             if script.script is Script.ADOPT:
                 self._copy_bad()
+            self._tell_guard(script.script)
             self.daemon.post(ScriptDone(script.number, end.value))
         except ScriptError as error:
             self._fail(error)
         else:
             self._perform(op)
+
+    def _tell_guard(self, done: Script) -> None:
+        """As `coloha.runtime.keeper` does."""
+        if done is Script.EPOCH:
+            self._epoch_at = self._began
+        elif done is Script.RELEASE:
+            self.qemu.switched_at = self._epoch_at
+        elif done is Script.LEAVE_COLO:
+            self.qemu.switched_at = None
 
     def _fail(self, error: ScriptError) -> None:
         script = self._script

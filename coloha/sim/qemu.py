@@ -69,6 +69,9 @@ class Qemu:
         """A and B hold what the guest said from here on: A up to now, B up to where A's begins."""
         self.flush_at = float("inf")
         """When A and B empty themselves, in seconds of the guest (4.1)."""
+        self.switched_at: float | None = None
+        """What the daemon noted for the guard: since then the buffers have held; None: they do not.
+        """
         self.monitor: Monitor | None = None
         self._inbox: deque[tuple[Command, int, float]] = deque()
         self._outbox: list[tuple[int, Message]] = []

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coloha.core.context import Settings
+from coloha.qemu.guard import UNSWITCHED_S
 from coloha.sim.checkers import Judge
 from coloha.sim.clock import Clock, Scheduler
 from coloha.sim.colo import Stream
@@ -100,6 +101,20 @@ class World(Scheduler):
         qemu = node.qemu
         if qemu is not None and qemu.a is not None and node.lives == life:
             self.qemu_dies(qemu, "its guard killed it")
+
+    def guard(self, qemu: Qemu) -> None:
+        """Have the guard watch for how long the buffers of a QEMU are not switched, from now on."""
+        qemu.switched_at = self.now
+        self.at(UNSWITCHED_S, self._see_switched, qemu)
+
+    def _see_switched(self, qemu: Qemu) -> None:
+        if qemu.switched_at is None or not qemu.alive:
+            return
+        left_s = qemu.switched_at + UNSWITCHED_S - self.now
+        if left_s > 0 or qemu.node.frozen:
+            self.at(max(left_s, 1.0), self._see_switched, qemu)
+        else:
+            self.qemu_dies(qemu, "its guard killed it: its buffers were not switched")
 
     def qemu_dies(self, qemu: Qemu, why: str) -> None:
         """End a QEMU process."""

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from coloha.qemu.guard import GUARDED, guard, is_guarded, main
+from coloha.qemu.guard import GUARDED, SWITCHED, UNSWITCHED_S, guard, is_guarded, main
+from coloha.qemu.scripts import HOLD_US
 
 LOOK_S = 0.01
 AFTER_S = 0.3
+LIMIT_S = 1.0
 
 
 @pytest.fixture
@@ -24,10 +26,6 @@ def qemu(tmp_path: Path) -> Iterator["subprocess.Popen[bytes]"]:
     with subprocess.Popen(argv) as process:
         yield process
         process.kill()
-
-
-def watched(process: "subprocess.Popen[bytes]", held: Path) -> "Watch":
-    return Watch(process, held)
 
 
 class Watch(threading.Thread):
@@ -40,36 +38,117 @@ class Watch(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        self.killed = guard(self._held, self._pidfd, AFTER_S, LOOK_S)
+        self.killed = guard(self._held, self._pidfd, AFTER_S, LOOK_S, LIMIT_S)
+
+
+class Pump(threading.Thread):
+    """A daemon that looks after its QEMU; with `epochs` it also switches the buffers."""
+
+    def __init__(self, folder: Path, *, epochs: bool) -> None:
+        super().__init__(daemon=True)
+        self.over = threading.Event()
+        self._held, self._switched, self._epochs = folder / "held", folder / SWITCHED, epochs
+        self.switch()
+        self._held.touch()
+        self.start()
+
+    def switch(self, ago_s: float = 0.0) -> None:
+        """Note that the buffers were switched."""
+        at = time.monotonic() - ago_s
+        if not self._switched.exists():
+            self._switched.touch()
+        os.utime(self._switched, (at, at))
+
+    def run(self) -> None:
+        while not self.over.wait(LOOK_S):
+            os.utime(self._held)
+            if self._epochs:
+                self.switch()
 
 
 def test_what_nobody_looks_after_is_killed(qemu: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
     held = tmp_path / "held"
     held.touch()
-    watch = watched(qemu, held)
+    watch = Watch(qemu, held)
     assert qemu.wait(10) == -9
     watch.join(10)
     assert watch.killed is True
 
 
 def test_what_is_looked_after_lives(qemu: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
-    held = tmp_path / "held"
-    watch = watched(qemu, held)
-    end = time.monotonic() + 5 * AFTER_S
-    while time.monotonic() < end:
-        held.touch()
-        os.utime(held)
-        time.sleep(LOOK_S)
+    watch = Watch(qemu, tmp_path / "held")
+    pump = Pump(tmp_path, epochs=True)
+    time.sleep(5 * AFTER_S)
     assert qemu.poll() is None
+    pump.over.set()
     # It is taken over, and left again: the time begins anew.
     assert qemu.wait(10) == -9
     watch.join(10)
 
 
+def test_qemus_own_limit_is_well_above() -> None:
+    assert UNSWITCHED_S + 300 < HOLD_US / 1e6
+
+
+def test_what_nobody_switches_is_killed_although_somebody_is_there(
+    qemu: "subprocess.Popen[bytes]", tmp_path: Path
+) -> None:
+    pump = Pump(tmp_path, epochs=False)
+    began = time.monotonic()
+    watch = Watch(qemu, tmp_path / "held")
+    assert qemu.wait(10) == -9
+    assert time.monotonic() - began > 0.9 * LIMIT_S
+    watch.join(10)
+    assert watch.killed is True
+    pump.over.set()
+
+
+def test_what_is_switched_lives(qemu: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
+    pump = Pump(tmp_path, epochs=True)
+    watch = Watch(qemu, tmp_path / "held")
+    time.sleep(3 * LIMIT_S)
+    assert qemu.poll() is None
+    pump.over.set()
+    qemu.kill()
+    watch.join(10)
+    assert watch.killed is False
+
+
+def test_a_guard_that_comes_late_knows_how_late_it_is(
+    qemu: "subprocess.Popen[bytes]", tmp_path: Path
+) -> None:
+    """The guard before it died: the time does not begin anew."""
+    pump = Pump(tmp_path, epochs=False)
+    pump.switch(ago_s=LIMIT_S)
+    began = time.monotonic()
+    Watch(qemu, tmp_path / "held").join(10)
+    assert qemu.wait(10) == -9
+    assert time.monotonic() - began < 0.9 * LIMIT_S
+    pump.over.set()
+
+
+@pytest.mark.parametrize("noted", [None, time.time()])
+def test_a_time_that_cannot_be_is_none(
+    qemu: "subprocess.Popen[bytes]", tmp_path: Path, noted: float | None
+) -> None:
+    """An earlier version of the daemon noted none: it counts from when output is held."""
+    pump = Pump(tmp_path, epochs=False)
+    switched = tmp_path / SWITCHED
+    if noted is None:
+        switched.unlink()
+    else:
+        os.utime(switched, (noted, noted))
+    began = time.monotonic()
+    Watch(qemu, tmp_path / "held").join(10)
+    assert qemu.wait(10) == -9
+    assert time.monotonic() - began > 0.9 * LIMIT_S
+    pump.over.set()
+
+
 def test_what_holds_nothing_lives(qemu: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
     held = tmp_path / "held"
     held.touch()
-    watch = watched(qemu, held)
+    watch = Watch(qemu, held)
     held.unlink()
     time.sleep(5 * AFTER_S)
     assert qemu.poll() is None

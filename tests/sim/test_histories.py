@@ -101,14 +101,33 @@ def test_clocks_must_not_stand_still() -> None:
     assert broken.violation.name == "two-voices"
 
 
+BUFFERS = Change("coloha.sim.world:World._see_switched", "if left_s > 0 or", "if True or")
+"""The guard does not see whether the buffers are switched."""
+
+
 def test_an_orphan_is_killed_before_it_speaks() -> None:
     """After 4000 s of guest time a filter-buffer empties itself: the guard must be quicker."""
     away = "2 daemon-crash alpha {} 0; {} heal"
     assert live(plan(0, text=away.format(4200, 4100))).violation is None
     look = Change("coloha.sim.world:World._look_after", "qemu is not None and", "False and")
-    with turned_off(Switch("guard", "no guard", (look,), (), 0)):
+    with turned_off(Switch("guard", "no guard", (look, BUFFERS), (), 0)):
         assert live(plan(0, text=away.format(4200, 3900))).violation is None
         broken = live(plan(0, text=away.format(4200, 4100))).violation
+    assert broken is not None
+    assert broken.name == "two-voices"
+
+
+def test_one_that_decides_nothing_is_killed_before_it_speaks() -> None:
+    """Its daemon lives, but hears neither the other node nor the witness, and runs no epochs."""
+    alone = "; ".join(
+        f"2 {fault} {{0}} 0" for fault in ("mute alpha", "mute beta", "witness-away alpha")
+    )
+    alone += "; {0} heal"
+    outcome = live(plan(0, text=alone.format(4100)))
+    assert outcome.violation is None, explained(outcome)
+    with turned_off(Switch("guard", "it sees the daemon alone", (BUFFERS,), (), 0)):
+        assert live(plan(0, text=alone.format(3900))).violation is None
+        broken = live(plan(0, text=alone.format(4100))).violation
     assert broken is not None
     assert broken.name == "two-voices"
 
