@@ -75,7 +75,7 @@ class Detector:
     def silent_at(self) -> float:
         """Return when the other node is silent, if nothing is heard until then."""
         at = self.heard_at + self.interval_s * self.misses
-        return at if at > self.hold_until else self.hold_until
+        return max(self.hold_until, at)
 
     def silent(self, now: float) -> bool:
         """Return whether the other node is silent."""
