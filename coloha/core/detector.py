@@ -74,8 +74,7 @@ class Detector:
 
     def silent_at(self) -> float:
         """Return when the other node is silent, if nothing is heard until then."""
-        at = self.heard_at + self.interval_s * self.misses
-        return max(self.hold_until, at)
+        return max(self.heard_at + self.interval_s * self.misses, self.hold_until)
 
     def silent(self, now: float) -> bool:
         """Return whether the other node is silent."""
