@@ -1,15 +1,58 @@
-"""Where the fresh histories of this run begin (tests/sim)."""
+"""Which tests run beside which, and where the fresh histories of this run begin (tests/sim).
 
+`make test` has two workers. Real QEMUs share two cores badly, and what is tried on them happens in
+real time: so one worker runs everything that has to do with time, one test after the other. The
+other one computes, and takes what the first leaves of the processors.
+"""
+
+import contextlib
 import os
 import secrets
+from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 
-SEED = int(os.environ.get("COLOHA_SEED") or secrets.randbelow(1 << 40))
+SEED = int(os.environ.setdefault("COLOHA_SEED", str(secrets.randbelow(1 << 40))))
+"""The same in every process of a run: workers inherit it."""
+
+HERE = Path(__file__).parent
+PATIENT = frozenset({"core", "sim", "config", "flight", "test_sabotage.py"})
+"""Tests that only compute."""
+
+PATIENCE_S = 600
+"""What a test may take that waits for processors, seconds."""
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"simulated histories: seeds from {SEED} (COLOHA_SEED={SEED} repeats them)"
+
+
+def patient(item: pytest.Item) -> bool:
+    place = item.path.relative_to(HERE).parts[0]
+    return place in PATIENT and item.get_closest_marker("qemu") is None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        group = item.nodeid.partition("::")[0] if patient(item) else "in time"
+        item.add_marker(pytest.mark.xdist_group(group))
+        if patient(item):
+            item.add_marker(pytest.mark.timeout(PATIENCE_S))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    if patient(item) and "PYTEST_XDIST_WORKER" in os.environ:
+        usual = os.sched_getscheduler(0)
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        try:
+            return (yield)
+        finally:
+            with contextlib.suppress(PermissionError):  # there is a way back for root only
+                os.sched_setscheduler(0, usual, os.sched_param(0))
+    return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -186,7 +186,7 @@ def test_boot(tmp_path: Path) -> None:
     refuse_pair(
         tmp_path,
         edit(PAIR, "vm:\n", both),
-        ("10:11: vm.kernel", "absent' cannot be used (No such file or directory): create it"),
+        ("10:11: vm.kernel", "cannot be used (No such file or directory): create it"),
         ("11:13: vm.firmware", "is not a regular file"),
         ("12:11: vm.initrd", "holds the character '\\x00'"),
     )
