@@ -3,6 +3,7 @@
 `load` is the way in. Durations are floats in seconds, sizes ints in bytes, paths absolute.
 """
 
+from coloha.config.fencing import FenceAgent
 from coloha.config.load import Config, load
 from coloha.config.model import (
     Checkpoint,
@@ -26,6 +27,7 @@ from coloha.config.units import (
     parse_seconds,
 )
 from coloha.config.values import read_key, read_password
+from coloha.config.watchdog import Watchdog
 from coloha.config.witness import EtcdWitness, FileWitness, Witness
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Checkpoint",
     "Config",
     "EtcdWitness",
+    "FenceAgent",
     "FileWitness",
     "Heartbeat",
     "HostConfig",
@@ -44,6 +47,7 @@ __all__ = [
     "Recovery",
     "Seconds",
     "Vm",
+    "Watchdog",
     "Witness",
     "changed_settings",
     "format_bytes",
