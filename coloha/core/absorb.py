@@ -13,6 +13,7 @@ from coloha.core.events import (
     CopyBad,
     Event,
     FailoverRequested,
+    FenceDone,
     GuestShutdown,
     Heard,
     Invited,
@@ -257,6 +258,10 @@ def _channel_failed(c: Context, event: ChannelFailed) -> None:
         c.channel = event.reason
 
 
+def _fence_done(c: Context, event: FenceDone) -> None:
+    del c, event
+
+
 def _period_changed(c: Context, event: PeriodChanged) -> None:
     c.pacing.period_s = event.period_s
 
@@ -286,6 +291,7 @@ _ABSORBERS: dict[type, Callable[[Context, Any], None]] = {
     Invited: _invited,
     ChannelReady: _channel_ready,
     ChannelFailed: _channel_failed,
+    FenceDone: _fence_done,
     PeriodChanged: _period_changed,
     StartRequested: _start_requested,
     Leaving: _leaving,

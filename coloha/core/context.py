@@ -6,6 +6,7 @@ Events only change facts (`absorb.py`); each phase then looks at the facts and d
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 from coloha.core.actions import (
     Action,
@@ -47,6 +48,25 @@ class InvariantError(AssertionError):
     """The machine was about to break a promise: a bug. The pair is held, nothing is released."""
 
 
+class OnSilence(StrEnum):
+    """Without a witness: what happens to a protected pair whose nodes do not hear each other."""
+
+    HOLD = "hold"
+    """Neither goes on by itself: output is held until they hear each other, or one is fenced."""
+    PRIMARY = "primary"
+    """The primary goes on alone at once; the secondary never takes over from silence."""
+
+
+class Fencing(StrEnum):
+    """Whether the other node's host can be switched off, and how much depends on it."""
+
+    NONE = "none"
+    OPTIONAL = "optional"
+    """With a witness: tried before a secondary speaks; its failure is told, and borne."""
+    REQUIRED = "required"
+    """A secondary does not speak after a silence until it is confirmed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the machine is told once. Times are seconds.
@@ -72,6 +92,12 @@ class Settings:
     flap_limit: int = 5
     flap_window_s: float = 0.0
     """More than `flap_limit` generations within this time are too many; 0 for no limit."""
+    witnessed: bool = True
+    """Whether the record is at a witness; else each node has its own copy of it (R7)."""
+    on_silence: OnSilence = OnSilence.HOLD
+    fencing: Fencing = Fencing.NONE
+    fence_delay_s: float = 0.0
+    """How long this node waits before it has a silent node fenced."""
 
 
 @dataclass(slots=True)

@@ -255,6 +255,26 @@ class ChannelFailed:
     reason: str
 
 
+class Fenced(StrEnum):
+    """How an attempt to have the other node's host switched off ended."""
+
+    CONFIRMED = "confirmed"
+    """It is off, or was restarted: nothing that ran there runs any more."""
+    FAILED = "failed"
+    """It was not done."""
+    UNKNOWN = "unknown"
+    """It may have been done, or may yet be."""
+
+
+@dataclass(frozen=True, slots=True)
+class FenceDone:
+    """Fencing `number` ended; `reason` says how, in words."""
+
+    number: int
+    outcome: Fenced
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class PeriodChanged:
     """The configuration now asks for another checkpoint period, seconds."""
@@ -315,6 +335,7 @@ Event = (
     | Invited
     | ChannelReady
     | ChannelFailed
+    | FenceDone
     | PeriodChanged
     | StartRequested
     | Leaving

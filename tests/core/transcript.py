@@ -19,6 +19,7 @@ from coloha.core.actions import (
     Admit,
     Beat,
     DropChannel,
+    Fence,
     Invite,
     Kill,
     Launch,
@@ -41,6 +42,8 @@ from coloha.core.events import (
     Event,
     FailoverRequested,
     Failure,
+    Fenced,
+    FenceDone,
     GuestShutdown,
     Heard,
     Invited,
@@ -80,6 +83,7 @@ class Player:
         self.machine: PairMachine | None = None
         self.settings: dict[str, object] = {}
         self.script = 0
+        self.fence = 0
         self.run: Run | None = None
         self.session: int | None = None
         self.swap: SwapRecord | None = None
@@ -163,6 +167,8 @@ class Player:
                 if name == "channel-ready":
                     return ChannelReady(self.session)
                 return ChannelFailed(self.session, " ".join(words))
+            case "fenced":
+                return FenceDone(self.fence, Fenced(words[0]), " ".join(words[1:]) or words[0])
             case "period":
                 return PeriodChanged(float(words[0]))
         return self.process(name, " ".join(words))
@@ -236,6 +242,9 @@ class Player:
                 return f"launch {run.role}"
             case Kill():
                 return "kill"
+            case Fence(number):
+                self.fence = number
+                return "fence"
             case RunScript(number, script, timeout_s):
                 self.script = number
                 return f"run {script} ({timeout_s:g} s)"
