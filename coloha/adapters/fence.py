@@ -187,9 +187,7 @@ def _words_of(report: Report) -> tuple[str, str]:
     return str(report.outcome), report.reason
 
 
-def _lines(
-    action: Action, peer: str, parameters: Mapping[str, str], password: str | None
-) -> str:
+def _lines(action: Action, peer: str, parameters: Mapping[str, str], password: str | None) -> str:
     told = {"nodename": peer, **parameters, "action": action}
     if password is not None:
         told["password"] = told["passwd"] = password  # older agents know the short name only

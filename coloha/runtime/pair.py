@@ -12,10 +12,11 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 
 from coloha.adapters.channel import Offer
+from coloha.adapters.fence import Fencer, Report
 from coloha.adapters.heartbeat import Heartbeats
 from coloha.adapters.witness import Witness, WitnessError
 from coloha.config.model import HostConfig, PairConfig
@@ -24,6 +25,7 @@ from coloha.core.actions import (
     Admit,
     Beat,
     DropChannel,
+    Fence,
     Invite,
     Kill,
     Launch,
@@ -34,11 +36,13 @@ from coloha.core.actions import (
     SwapRecord,
     Tell,
 )
-from coloha.core.context import Settings
+from coloha.core.context import Fencing, Settings
 from coloha.core.events import (
     Committed,
     Event,
     FailoverRequested,
+    Fenced,
+    FenceDone,
     Heard,
     Leaving,
     PauseRequested,
@@ -91,6 +95,8 @@ class Services:
     occurrences: Occurrences
     metrics: Metrics
     recorder: Recorder
+    fencers: Mapping[str, Fencer]
+    """By the node that they switch off."""
 
 
 class PairRuntime:
@@ -302,7 +308,13 @@ class PairRuntime:
             restart_hold_s=config.heartbeat.restart_hold,
             flap_limit=config.recovery.flap_limit,
             flap_window_s=config.recovery.flap_window,
+            fencing=Fencing(config.fencing),
+            fence_delay_s=self._fence_delay_s(),
         )
+
+    def _fence_delay_s(self) -> float:
+        agent = self._services.host.fencing.get(self.peer)
+        return agent.delay_s(self._services.host.node, self.peer) if agent is not None else 0.0
 
     def _arm(self, deadline: float) -> None:
         if self._timer is not None:
@@ -358,6 +370,8 @@ class PairRuntime:
                 self.keeper.admit(session)
             case DropChannel(session, reason):
                 self.keeper.drop(session, reason)
+            case Fence(number):
+                self._beside(self._fence(number))
             case Beat():
                 self._services.heartbeats.beat(self.peer)
             case Tell(kind, severity, text, generation):
@@ -399,3 +413,12 @@ class PairRuntime:
             self.post(WitnessFailed(str(error), error.unknown))
         else:
             self.post(SwapDone(swap.new) if record == swap.new else RecordRead(record))
+
+    async def _fence(self, number: int) -> None:
+        fencer = self._services.fencers.get(self.peer)
+        if fencer is None:
+            report = Report(Fenced.FAILED, "the host file does not say how: see `fencing` there")
+        else:
+            report = await fencer.fence()
+        self._services.metrics.fenced(self.peer, report.outcome)
+        self.post(FenceDone(number, report.outcome, report.reason))

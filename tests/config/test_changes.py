@@ -6,7 +6,7 @@ import pytest
 
 from coloha.config import PairConfig, changed_settings, live_settings
 
-from .support import PAIR, edit, load_pair, write
+from .support import HOST, PAIR, edit, load_from, load_pair, write
 
 FULL = (
     edit(
@@ -66,7 +66,8 @@ LOCAL = [
 def full_pair(folder: Path, text: str = FULL) -> PairConfig:
     agent = "fencing: {beta: {agent: fence_x}}\n" if "fencing: none" not in text else ""
     files = {"pairs.d/kernel": "", "pairs.d/initrd": "", "pairs.d/other": ""}
-    return load_from(folder, {**files, "coloha.yaml": HOST + agent, "pairs.d/web.yaml": text}).pairs[0]
+    files |= {"coloha.yaml": HOST + agent, "pairs.d/web.yaml": text}
+    return load_from(folder, files).pairs[0]
 
 
 @pytest.mark.parametrize(("old", "new", "path"), SHARED)

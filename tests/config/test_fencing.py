@@ -110,7 +110,7 @@ def test_a_pair_that_fences_needs_an_agent(tmp_path: Path, mode: str) -> None:
     refuse(
         tmp_path,
         {"pairs.d/web.yaml": pair},
-        ("pairs.d/web.yaml:18:10: fencing", f"is {mode}", "beta's host", "add fencing.beta"),
+        ("pairs.d/web.yaml:17:10: fencing", f"is {mode}", "beta's host", "add fencing.beta"),
     )
     assert load_from(tmp_path, {"coloha.yaml": HOST + AGENT, "pairs.d/web.yaml": pair}).pairs
 
@@ -159,7 +159,7 @@ def test_a_required_watchdog_must_be_in_time(tmp_path: Path) -> None:
         tmp_path,
         {"coloha.yaml": host, "pairs.d/web.yaml": text},
         (
-            "pairs.d/web.yaml:18:12: heartbeat",
+            "pairs.d/web.yaml:17:12: heartbeat",
             "may take over 5s after",
             "500ms x 10",
             "needs 5200ms to reset",

@@ -45,9 +45,7 @@ CLUSTER = "\n" + re.sub(r"(?m)^  # ([a-z_]+:|  - )", r"  \1", _COMMENTED)
 
 
 _HOST_EXAMPLE = EXAMPLES[HostConfig].read_text()
-_AGENT = _HOST_EXAMPLE[
-    _HOST_EXAMPLE.index("# fencing:") : _HOST_EXAMPLE.index("\n# What resets")
-]
+_AGENT = _HOST_EXAMPLE[_HOST_EXAMPLE.index("# fencing:") : _HOST_EXAMPLE.index("\n# What resets")]
 AGENT = re.sub(r"(?m)^( *)# ([a-z_]+:)", r"\1\2", _AGENT)
 """What the host example says of fencing, in its comments and out of them."""
 
