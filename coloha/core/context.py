@@ -11,6 +11,7 @@ from enum import StrEnum
 from coloha.core.actions import (
     Action,
     Beat,
+    Fence,
     Persist,
     ReadRecord,
     RunScript,
@@ -31,7 +32,7 @@ from coloha.core.events import (
 )
 from coloha.core.pacing import Backoff, Pacing
 from coloha.core.phases import TRANSITIONS, Phase
-from coloha.core.record import Record, swap_problem
+from coloha.core.record import OPERATOR, Record, swap_problem
 
 REREAD_S = 0.2
 """Shortest time between two reads of the record that are only prompted by a hint."""
@@ -42,6 +43,10 @@ WATCH_S = 10.0
 
 WITNESS_AGAIN_S = 1.0
 """Longest time between two questions to a witness that does not answer."""
+
+
+FENCE_AGAIN_S = 1.0
+"""Shortest time between two attempts to fence the other node."""
 
 
 class InvariantError(AssertionError):
@@ -97,7 +102,7 @@ class Settings:
     on_silence: OnSilence = OnSilence.HOLD
     fencing: Fencing = Fencing.NONE
     fence_delay_s: float = 0.0
-    """How long this node waits before it has a silent node fenced."""
+    """Without a witness: how long a secondary waits before it has its silent primary fenced."""
 
 
 @dataclass(slots=True)
@@ -130,6 +135,19 @@ class Context:
     """A swap of ours may have been made, or may yet be."""
     witness_error: str | None = None
     witness_retry_at: float = float("-inf")
+    met: bool = False
+    """Without a witness: this daemon knows that no other VM of the pair runs (R7)."""
+    fence: Fence | None = None
+    """The fencing that was asked for and has not ended."""
+    fence_asked_at: float = float("-inf")
+    fence_session: int | None = None
+    fences: int = 0
+    fence_retry_at: float = float("-inf")
+    fence_failed_at: float = float("-inf")
+    fenced: int | None = None
+    """The session in which the other node's host was seen to be switched off: its copy is gone."""
+    fenced_at: float = float("-inf")
+    """When that was asked for."""
     turns: deque[float] = field(default_factory=deque)
     """When the last generations began, as far as this node saw it."""
 
@@ -183,11 +201,13 @@ class Context:
     protect_backoff: Backoff = field(init=False)
     boot_backoff: Backoff = field(init=False)
     witness_backoff: Backoff = field(init=False)
+    fence_backoff: Backoff = field(init=False)
 
     def __post_init__(self) -> None:
         self.protect_backoff = Backoff(self.s.retry_min_s, self.s.retry_max_s)
         self.boot_backoff = Backoff(self.s.retry_min_s, self.s.retry_max_s)
         self.witness_backoff = Backoff(REREAD_S, WITNESS_AGAIN_S)
+        self.fence_backoff = Backoff(FENCE_AGAIN_S, max(FENCE_AGAIN_S, self.s.retry_max_s))
 
     # What follows from the facts
 
@@ -228,8 +248,39 @@ class Context:
             and self.ordered.forced == forced
             and self.record is not None
             and self.record.generation == self.ordered.generation
-            and (self.silent or not forced)
+            and (self.silent or not forced or self.fenced_at >= self.ordered_at)
         )
+
+    @property
+    def entitled(self) -> bool:
+        """Whether this node may take the next generation without asking anybody (R7).
+
+        Of a protected generation each node has a claim to the next one. It loses it by giving up
+        its copy, for ever, or with its copy when its host is switched off. `OnSilence.PRIMARY`
+        lets the primary go on whatever the secondary has, so the secondary never does on its own.
+        """
+        record = self.record
+        assert record is not None
+        primary, session = record.primary == self.s.me, record.session
+        if session is None:
+            return primary
+        mine = self.durable.gave_up != session
+        if self.peer is not None and self.peer.gave_up == session:
+            return mine or primary
+        if self.fenced == session and mine:
+            return primary or self.s.on_silence is OnSilence.HOLD
+        always = self.s.on_silence is OnSilence.PRIMARY and mine
+        return primary and (always or self.stands_by(session))
+
+    def stands_by(self, session: int | None) -> bool:
+        """Return whether the other node is heard, without a copy of that session."""
+        peer = self.heard
+        return peer is not None and peer.phase is Phase.STANDBY and peer.session != session
+
+    @property
+    def agreed(self) -> bool:
+        """Whether the other node is known to know the record."""
+        return self.s.witnessed or (self.heard is not None and self.heard.record == self.record)
 
     @property
     def calm_at(self) -> float:
@@ -261,8 +312,9 @@ class Context:
     @property
     def peer_gave_up(self) -> bool:
         """Whether the other node lost its copy of our session, beyond doubt."""
-        return (
-            self.peer is not None and self.session is not None and self.peer.gave_up == self.session
+        return self.session is not None and (
+            (self.peer is not None and self.peer.gave_up == self.session)
+            or self.fenced == self.session
         )
 
     @property
@@ -347,7 +399,7 @@ class Context:
 
     def read_record(self) -> None:
         """Ask the witness for the record, unless it is being asked or has just failed."""
-        if self.asking is not None:
+        if self.asking is not None or not self.s.witnessed:
             return
         if self.now < self.witness_retry_at:
             self.wake(self.witness_retry_at)
@@ -391,18 +443,62 @@ class Context:
         self.asking = SwapRecord(self.record, new, by)
         self.actions.append(self.asking)
 
-    def own(self) -> bool:
+    def learn(self, record: Record | None) -> None:
+        """Take in what the record is; a new generation is a turn of the pair's fate."""
+        if self.record is not None and record and record.generation > self.record.generation:
+            self.turns.append(self.now)
+            while len(self.turns) > self.s.flap_limit + 1:
+                self.turns.popleft()
+        self.record = record
+
+    def move_record(self, new: Record, by: str) -> None:
+        """Without a witness: make `new` the record here, before anything else happens."""
+        problem = swap_problem(self.record, new, by)
+        if problem is None and self.s.witnessed:
+            problem = "the record is at the witness"
+        if problem is not None:
+            raise InvariantError(f"{self.record} to {new}: {problem}")
+        self.met = True
+        self.copy_record(new)
+
+    def copy_record(self, record: Record) -> None:
+        """Without a witness: remember `record` as what is known of the record."""
+        self.learn(record)
+        self.persist(replace(self.durable, record=record))
+        self.actions.append(Beat())
+
+    def own(self, *, forced: bool = False) -> bool:
         """Work towards being the only one who may speak; return whether that is so.
 
-        Only for a primary, or the secondary of a protected record: see the rules in `record.py`.
+        Only for a primary, or the secondary of a protected record: see the rules in `record.py`;
+        without a witness also by an operator's force.
         """
+        assert self.record is not None
+        if not self.owned and not self.s.witnessed and (forced or self.entitled):
+            self.move_record(self.record.take_over(self.s.me), OPERATOR if forced else self.s.me)
         if self.owned:
             self.enter_generation()
             return True
-        assert self.record is not None
-        self.wait("the witness")
-        self.swap_record(self.record.take_over(self.s.me))
+        if self.s.witnessed:
+            self.wait("the witness")
+            self.swap_record(self.record.take_over(self.s.me))
+        else:
+            self.wait(f"{self.s.peer} to give its copy up, or an operator: coloha failover --force")
         return False
+
+    def have_fenced(self) -> None:
+        """Have the other node's host switched off, unless that is under way or has just failed."""
+        if self.fence is not None:
+            return
+        if self.now < self.fence_retry_at:
+            self.wake(self.fence_retry_at)
+            return
+        self.fences += 1
+        self.fence = Fence(self.fences)
+        self.fence_asked_at = self.now
+        self.fence_session = self.session
+        self.tell("fencing", f"{self.s.peer}'s host is being switched off", Severity.WARNING)
+        self.actions.append(self.fence)
 
     def start(self, script: Script, timeout_s: float) -> None:
         """Run a script."""

@@ -15,6 +15,7 @@ Nothing here knows the core. A broken promise raises `Violation`, with a name:
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from coloha.core.context import Fencing, Settings
 from coloha.core.events import ColoMode, Role
 from coloha.core.record import Record
 
@@ -78,7 +79,7 @@ class Judge:
         """
         world, name = self._world, qemu.node.name
         if qemu in self._silenced or qemu.life != self.life:
-            if not free and self._stood_still(qemu, written_at):
+            if not free and self._stood_still(qemu, written_at) and not _sure(world.settings):
                 self.stale += 1
                 world.note(name, "output comes late: the process stood still")
                 if qemu.life == self.life and upto > self.said + ROUNDING_S:
@@ -229,6 +230,8 @@ class Judge:
         if world.witness.late:
             return False
         primary, secondary = world.nodes[record.primary], world.nodes[record.secondary]
+        if not world.settings.witnessed and secondary.disk.record != primary.disk.record:
+            return False
         first, second = primary.qemu, secondary.qemu
         if first is None or second is None or first.stream is None:
             return False
@@ -242,6 +245,11 @@ class Judge:
             and not second.bad
             and not first.off
         )
+
+
+def _sure(settings: Settings) -> bool:
+    """Whether a copy speaks only once the other one is seen to be dead."""
+    return not settings.witnessed or settings.fencing is Fencing.REQUIRED
 
 
 def _forbidden(old: Record | None, new: Record, by: str) -> str | None:
