@@ -28,7 +28,7 @@ from coloha.config.units import (
 )
 from coloha.config.values import read_key, read_password
 from coloha.config.watchdog import Watchdog
-from coloha.config.witness import EtcdWitness, FileWitness, Witness
+from coloha.config.witness import EtcdWitness, FileWitness, NoWitness, Witness
 
 __all__ = [
     "Address",
@@ -42,6 +42,7 @@ __all__ = [
     "HostConfig",
     "Listen",
     "Nic",
+    "NoWitness",
     "NodeAddresses",
     "PairConfig",
     "Recovery",

@@ -9,8 +9,6 @@ from coloha.config.section import Section
 from coloha.config.units import Kind, Seconds, as_written, seconds_between
 from coloha.config.values import Count, ParameterName, PasswordFile, Program
 
-DEFAULT_DELAY_S = 15.0
-
 _SET_BY_COLOHA = {
     **dict.fromkeys(("action", "option", "nodename"), "coloha sets it: remove it"),
     **dict.fromkeys(
@@ -79,21 +77,14 @@ class FenceAgent(Section):
         " host is off. `agent`: that it says it switched the host off is enough; for agents that"
         " cannot tell the status.",
     )
-    delay: Annotated[Seconds, seconds_between("0s", "5m")] | None = Field(
-        default=None,
-        description="Without a witness: how long this host waits before it has the silent one"
-        " switched off. Two hosts that only lost their link must not switch each other off, so give"
-        " one of them a delay longer than a fencing takes. By default the one whose node's name"
-        " comes later in the alphabet waits 15s, the other not at all.",
+    delay: Annotated[Seconds, seconds_between("0s", "5m")] = Field(
+        default=as_written("15s"),
+        description="Without a witness: how long the secondary waits before it has its silent"
+        " primary switched off. A primary does not wait, so when only the link is cut it goes on."
+        " Longer than a fencing takes, or they switch each other off.",
     )
 
     @property
     def deadline_s(self) -> float:
         """How long fencing may take as a whole, in seconds."""
         return self.timeout * (1 + self.retries)
-
-    def delay_s(self, me: str, peer: str) -> float:
-        """Return how long node `me` waits before it has `peer` fenced, in seconds."""
-        if self.delay is not None:
-            return self.delay
-        return DEFAULT_DELAY_S if me > peer else 0.0

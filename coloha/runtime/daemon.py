@@ -54,7 +54,7 @@ class Daemon:
         self._host_file = host_file
         self._started_at = time.monotonic()
         self._pairs: dict[str, PairRuntime] = {}
-        self._witnesses: dict[object, Witness] = {}
+        self._witnesses: dict[object, Witness | None] = {}
         self._peers: dict[str, Peer] = {}
         self._stopping = asyncio.Event()
         self._lock: int | None = None
@@ -153,8 +153,8 @@ class Daemon:
         else:
             pair.offered(offer)
 
-    def _witness(self, pair: PairConfig) -> Witness:
-        """Return the witness of a pair; pairs with the same one share it."""
+    def _witness(self, pair: PairConfig) -> Witness | None:
+        """Return the witness of a pair, if any; pairs with the same one share it."""
         if pair.witness not in self._witnesses:
             self._witnesses[pair.witness] = open_witness(pair.witness)
         return self._witnesses[pair.witness]
@@ -212,7 +212,7 @@ class Daemon:
         self._metrics.stop()
         for fencer in self._fencers.values():
             await fencer.close()
-        for witness in self._witnesses.values():
+        for witness in filter(None, self._witnesses.values()):
             await witness.close()
         services.store.close()
         self._loader.shutdown(wait=False)

@@ -20,6 +20,8 @@ from coloha.adapters.fence import Fencer, Report
 from coloha.adapters.heartbeat import Heartbeats
 from coloha.adapters.witness import Witness, WitnessError
 from coloha.config.model import HostConfig, PairConfig
+from coloha.config.witness import NoWitness
+from coloha.config.witness import Witness as WitnessSection
 from coloha.core.actions import (
     Action,
     Admit,
@@ -36,7 +38,7 @@ from coloha.core.actions import (
     SwapRecord,
     Tell,
 )
-from coloha.core.context import Fencing, Settings
+from coloha.core.context import Fencing, OnSilence, Settings
 from coloha.core.events import (
     Committed,
     Event,
@@ -102,7 +104,7 @@ class Services:
 class PairRuntime:
     """One pair on this node."""
 
-    def __init__(self, config: PairConfig, witness: Witness, services: Services) -> None:
+    def __init__(self, config: PairConfig, witness: Witness | None, services: Services) -> None:
         self.config = config
         self.name = config.name
         self.peer = next(node for node in config.nodes if node != services.host.node)
@@ -292,6 +294,7 @@ class PairRuntime:
 
     def _settings(self) -> Settings:
         config = self.config
+        agent = self._services.host.fencing.get(self.peer)
         return Settings(
             pair=self.name,
             me=self._services.host.node,
@@ -308,13 +311,11 @@ class PairRuntime:
             restart_hold_s=config.heartbeat.restart_hold,
             flap_limit=config.recovery.flap_limit,
             flap_window_s=config.recovery.flap_window,
+            witnessed=self._witness is not None,
+            on_silence=_on_silence(config.witness),
             fencing=Fencing(config.fencing),
-            fence_delay_s=self._fence_delay_s(),
+            fence_delay_s=agent.delay if agent is not None else 0.0,
         )
-
-    def _fence_delay_s(self) -> float:
-        agent = self._services.host.fencing.get(self.peer)
-        return agent.delay_s(self._services.host.node, self.peer) if agent is not None else 0.0
 
     def _arm(self, deadline: float) -> None:
         if self._timer is not None:
@@ -399,6 +400,7 @@ class PairRuntime:
             self.fail(error)
 
     async def _read_record(self) -> None:
+        assert self._witness is not None
         try:
             record = await self._witness.read(self.name)
         except WitnessError as error:
@@ -407,6 +409,7 @@ class PairRuntime:
             self.post(RecordRead(record))
 
     async def _swap_record(self, swap: SwapRecord) -> None:
+        assert self._witness is not None
         try:
             record = await self._witness.swap(self.name, swap.expected, swap.new, swap.by)
         except WitnessError as error:
@@ -422,3 +425,7 @@ class PairRuntime:
             report = await fencer.fence()
         self._services.metrics.fenced(self.peer, report.outcome)
         self.post(FenceDone(number, report.outcome, report.reason))
+
+
+def _on_silence(section: WitnessSection) -> OnSilence:
+    return OnSilence(section.on_silence if isinstance(section, NoWitness) else "hold")

@@ -29,17 +29,11 @@ def test_an_agent(tmp_path: Path) -> None:
     assert found.parameters == {"ip": "10.8.0.2", "username": "admin", "lanplus": "1"}
     assert found.password_file == tmp_path / "key"
     assert (found.timeout, found.retries, found.verify, found.deadline_s) == (20, 2, "status", 60)
+    assert found.delay == 15
 
 
 def test_an_agent_beside_the_file(tmp_path: Path) -> None:
     assert agent(tmp_path, AGENT.replace("fence_ipmilan", "./off")).agent == f"{tmp_path}/off"
-
-
-def test_one_of_two_nodes_waits(tmp_path: Path) -> None:
-    found = agent(tmp_path, AGENT)
-    assert found.delay_s("alpha", "beta") == 0
-    assert found.delay_s("beta", "alpha") == 15
-    assert agent(tmp_path, AGENT + "    delay: 3s\n").delay_s("alpha", "beta") == 3
 
 
 def test_a_broken_agent(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ FOLDER = _PAIR_EXAMPLE[
     _PAIR_EXAMPLE.index("\n  type: file") : _PAIR_EXAMPLE.index("\n\n  # Or an etcd")
 ]
 _COMMENTED = _PAIR_EXAMPLE[
-    _PAIR_EXAMPLE.index("  # type: etcd") : _PAIR_EXAMPLE.index("\n# Whether the host")
+    _PAIR_EXAMPLE.index("  # type: etcd") : _PAIR_EXAMPLE.index("\n  # Or none")
 ]
 CLUSTER = "\n" + re.sub(r"(?m)^  # ([a-z_]+:|  - )", r"  \1", _COMMENTED)
 """The example's two witnesses: the one that it has, and the one in its comments."""
@@ -99,6 +99,7 @@ def test_examples_load_with_defaults(tmp_path: Path) -> None:
             "  firmware: OVMF.fd",
         ),
         (FOLDER, CLUSTER),
+        (FOLDER, "\n  type: none\n  on_silence: hold"),
     ],
 )
 def test_alternatives_in_the_example_load(tmp_path: Path, replace: tuple[str, str]) -> None:
@@ -110,9 +111,9 @@ def test_the_agent_in_the_example_loads(tmp_path: Path) -> None:
     host_file.write_text(edit(host_file.read_text(), _AGENT, AGENT))
     agent = load(host_file).host.fencing["beta"]
     assert agent.parameters == {"ip": "10.8.0.2", "username": "coloha", "lanplus": "1"}
-    assert agent.model_dump(exclude={"parameters", "password_file", "delay"}) == FenceAgent(
+    assert agent.model_dump(exclude={"parameters", "password_file"}) == FenceAgent(
         agent="fence_ipmilan"
-    ).model_dump(exclude={"parameters", "password_file", "delay"})
+    ).model_dump(exclude={"parameters", "password_file"})
 
 
 @pytest.mark.parametrize("root", EXAMPLES)
