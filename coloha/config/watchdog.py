@@ -11,6 +11,8 @@ from coloha.config.values import AbsolutePath
 
 FEED_S = 0.2
 """How often a watchdog is fed, in seconds."""
+LATE_S = 0.5
+"""How long a pump may have hung when the watchdog takes its last food, in seconds."""
 
 
 def _whole_seconds(seconds: float) -> float:
