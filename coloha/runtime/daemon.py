@@ -19,6 +19,7 @@ from typing import Any
 from coloha import __version__, config
 from coloha.adapters.channel import ChannelServer, Offer
 from coloha.adapters.control import ControlServer
+from coloha.adapters.fence import Fencer
 from coloha.adapters.heartbeat import Heartbeats, Peer
 from coloha.adapters.network import see_own_addresses
 from coloha.adapters.witness import Witness
@@ -53,7 +54,7 @@ class Daemon:
         self._host_file = host_file
         self._started_at = time.monotonic()
         self._pairs: dict[str, PairRuntime] = {}
-        self._witnesses: dict[object, Witness] = {}
+        self._witnesses: dict[object, Witness | None] = {}
         self._peers: dict[str, Peer] = {}
         self._stopping = asyncio.Event()
         self._lock: int | None = None
@@ -73,9 +74,12 @@ class Daemon:
         self._metrics = Metrics()
         self._heartbeats = self._make_heartbeats(key)
         self._recorder = Recorder(host.node, host.state_directory / "flight", self._occurrences.add)
+        self._fencers = {
+            peer: Fencer(host.node, peer, section) for peer, section in host.fencing.items()
+        }
         services = Services(
             host, key, Store(host.state_directory), self._heartbeats, self._occurrences,
-            self._metrics, self._recorder,
+            self._metrics, self._recorder, self._fencers,
         )  # fmt: skip
         for pair in self._config.pairs:
             self._pairs[pair.name] = PairRuntime(pair, self._witness(pair), services)
@@ -149,8 +153,8 @@ class Daemon:
         else:
             pair.offered(offer)
 
-    def _witness(self, pair: PairConfig) -> Witness:
-        """Return the witness of a pair; pairs with the same one share it."""
+    def _witness(self, pair: PairConfig) -> Witness | None:
+        """Return the witness of a pair, if any; pairs with the same one share it."""
         if pair.witness not in self._witnesses:
             self._witnesses[pair.witness] = open_witness(pair.witness)
         return self._witnesses[pair.witness]
@@ -206,7 +210,9 @@ class Daemon:
         self._channels.stop()
         self._control.stop()
         self._metrics.stop()
-        for witness in self._witnesses.values():
+        for fencer in self._fencers.values():
+            await fencer.close()
+        for witness in filter(None, self._witnesses.values()):
             await witness.close()
         services.store.close()
         self._loader.shutdown(wait=False)

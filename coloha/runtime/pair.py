@@ -12,18 +12,22 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 
 from coloha.adapters.channel import Offer
+from coloha.adapters.fence import Fencer, Report
 from coloha.adapters.heartbeat import Heartbeats
 from coloha.adapters.witness import Witness, WitnessError
 from coloha.config.model import HostConfig, PairConfig
+from coloha.config.witness import NoWitness
+from coloha.config.witness import Witness as WitnessSection
 from coloha.core.actions import (
     Action,
     Admit,
     Beat,
     DropChannel,
+    Fence,
     Invite,
     Kill,
     Launch,
@@ -34,11 +38,13 @@ from coloha.core.actions import (
     SwapRecord,
     Tell,
 )
-from coloha.core.context import Settings
+from coloha.core.context import Fencing, OnSilence, Settings
 from coloha.core.events import (
     Committed,
     Event,
     FailoverRequested,
+    Fenced,
+    FenceDone,
     Heard,
     Leaving,
     PauseRequested,
@@ -91,12 +97,14 @@ class Services:
     occurrences: Occurrences
     metrics: Metrics
     recorder: Recorder
+    fencers: Mapping[str, Fencer]
+    """By the node that they switch off."""
 
 
 class PairRuntime:
     """One pair on this node."""
 
-    def __init__(self, config: PairConfig, witness: Witness, services: Services) -> None:
+    def __init__(self, config: PairConfig, witness: Witness | None, services: Services) -> None:
         self.config = config
         self.name = config.name
         self.peer = next(node for node in config.nodes if node != services.host.node)
@@ -286,6 +294,7 @@ class PairRuntime:
 
     def _settings(self) -> Settings:
         config = self.config
+        agent = self._services.host.fencing.get(self.peer)
         return Settings(
             pair=self.name,
             me=self._services.host.node,
@@ -302,6 +311,10 @@ class PairRuntime:
             restart_hold_s=config.heartbeat.restart_hold,
             flap_limit=config.recovery.flap_limit,
             flap_window_s=config.recovery.flap_window,
+            witnessed=self._witness is not None,
+            on_silence=_on_silence(config.witness),
+            fencing=Fencing(config.fencing),
+            fence_delay_s=agent.delay if agent is not None else 0.0,
         )
 
     def _arm(self, deadline: float) -> None:
@@ -358,6 +371,8 @@ class PairRuntime:
                 self.keeper.admit(session)
             case DropChannel(session, reason):
                 self.keeper.drop(session, reason)
+            case Fence(number):
+                self._beside(self._fence(number))
             case Beat():
                 self._services.heartbeats.beat(self.peer)
             case Tell(kind, severity, text, generation):
@@ -385,6 +400,7 @@ class PairRuntime:
             self.fail(error)
 
     async def _read_record(self) -> None:
+        assert self._witness is not None
         try:
             record = await self._witness.read(self.name)
         except WitnessError as error:
@@ -393,9 +409,23 @@ class PairRuntime:
             self.post(RecordRead(record))
 
     async def _swap_record(self, swap: SwapRecord) -> None:
+        assert self._witness is not None
         try:
             record = await self._witness.swap(self.name, swap.expected, swap.new, swap.by)
         except WitnessError as error:
             self.post(WitnessFailed(str(error), error.unknown))
         else:
             self.post(SwapDone(swap.new) if record == swap.new else RecordRead(record))
+
+    async def _fence(self, number: int) -> None:
+        fencer = self._services.fencers.get(self.peer)
+        if fencer is None:
+            report = Report(Fenced.FAILED, "the host file does not say how: see `fencing` there")
+        else:
+            report = await fencer.fence()
+        self._services.metrics.fenced(self.peer, report.outcome)
+        self.post(FenceDone(number, report.outcome, report.reason))
+
+
+def _on_silence(section: WitnessSection) -> OnSilence:
+    return OnSilence(section.on_silence if isinstance(section, NoWitness) else "hold")

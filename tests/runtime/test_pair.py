@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from coloha.adapters.fence import Report
 from coloha.adapters.witness import WitnessError
 from coloha.core.actions import (
     Action,
     Admit,
     Beat,
     DropChannel,
+    Fence,
     Invite,
     Kill,
     Launch,
@@ -28,6 +30,8 @@ from coloha.core.events import (
     Committed,
     Durable,
     Event,
+    Fenced,
+    FenceDone,
     GuestShutdown,
     QemuExited,
     RecordRead,
@@ -304,5 +308,25 @@ def test_checkpoints_and_occurrences_are_counted(
             )
             count = "coloha_checkpoint_pause_seconds_count"
             assert metrics._registry.get_sample_value(count, names) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("outcome", Fenced)
+def test_fencing_goes_on_beside_the_pump(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Fenced
+) -> None:
+    async def main() -> None:
+        async with staged(monkeypatch, tmp_path) as stage:
+            await stage.begun()
+            await stage.take(ODD, [Fence(7), Beat()])
+            await eventually(lambda: stage.done == ["beat", "fence"], "beta's host is fenced")
+            await stage.take(GuestShutdown(), [])  # the pump goes on meanwhile
+            await stage.fencer.reports.put(Report(outcome, "so it was"))
+            done = FenceDone(7, outcome, "so it was")
+            await eventually(lambda: done in stage.events, "the machine is told")
+            (fencings,) = (m for m in stage.metrics._registry.collect() if m.name == "coloha_fence")
+            counted = {s.labels["outcome"]: s.value for s in fencings.samples if s.value == 1}
+            assert counted == {outcome: 1}
 
     run(main())
