@@ -5,6 +5,7 @@ from dataclasses import replace
 from coloha.core.actions import DropChannel, Kill, Launch, Script, Severity, SwapRecord
 from coloha.core.context import Context, Fencing
 from coloha.core.events import Adopted, ColoMode, Failure, Role, Run, ScriptDone
+from coloha.core.ownership import move_record, own
 from coloha.core.phases import SPEAKING, Phase
 from coloha.core.record import OPERATOR, first_record
 
@@ -71,7 +72,7 @@ def _begin(c: Context) -> None:
 def _begin_unwitnessed(c: Context) -> None:
     """A disk that was wiped looks like the beginning: the other node must know nothing either."""
     if c.heard is not None and c.heard.record is None:
-        c.move_record(first_record(f"{c.s.incarnation:x}", c.s.me), c.s.me)
+        move_record(c, first_record(f"{c.s.incarnation:x}", c.s.me), c.s.me)
         _without_qemu(c)
     else:
         c.wait(f"{c.s.peer} to be heard: only then is it known that the VM runs nowhere")
@@ -222,7 +223,7 @@ def _seized(c: Context) -> bool:
     assert c.record is not None
     if not c.s.witnessed:
         c.tell("seizing", f"an operator wants the VM of {c.s.peer} here", Severity.WARNING)
-        c.own(forced=True)
+        own(c, forced=True)
         c.go(Phase.BOOT)
         return True
     assert c.ordered is not None
@@ -248,7 +249,7 @@ def _cold_start(c: Context) -> bool:
     if c.now < due:
         c.wake(due)
         return False
-    c.own()  # from then on the record names this node
+    own(c)  # from then on the record names this node
     return True
 
 
@@ -331,7 +332,7 @@ def off(c: Context) -> None:
         c.again_at = c.now + KILL_AGAIN_S
     if c.record is not None and c.record.primary == c.s.peer:
         c.go(Phase.STANDBY)  # with a QEMU it would have been overtaken
-    elif not c.own():
+    elif not own(c):
         pass
     elif c.run is not None:
         c.wait("QEMU to exit", max(c.again_at, c.phase_since + SHUTDOWN_S))
@@ -360,10 +361,10 @@ def overtaken(c: Context) -> bool:
     """Whether the other node speaks for the VM in a newer generation than our QEMU's."""
     record, peer, mine = c.record, c.peer, c.durable.generation
     theirs = record is not None and record.primary == c.s.peer
-    if record is not None and theirs and (record.generation > mine or c.phase in _AS_PRIMARY):
+    if record is not None and theirs and record.generation > mine:
         return True
-    if not c.s.witnessed:
-        return False  # the later record has become ours
+    if not c.s.witnessed:  # of two records of one generation theirs may have been found right
+        return theirs and c.phase in _AS_PRIMARY
     return peer is not None and peer.owner and peer.generation > mine
 
 

@@ -32,7 +32,7 @@ from coloha.core.events import (
 )
 from coloha.core.pacing import Backoff, Pacing
 from coloha.core.phases import TRANSITIONS, Phase
-from coloha.core.record import OPERATOR, Record, swap_problem
+from coloha.core.record import Record, swap_problem
 
 REREAD_S = 0.2
 """Shortest time between two reads of the record that are only prompted by a hint."""
@@ -102,7 +102,11 @@ class Settings:
     on_silence: OnSilence = OnSilence.HOLD
     fencing: Fencing = Fencing.NONE
     fence_delay_s: float = 0.0
-    """Without a witness: how long a secondary waits before it has its silent primary fenced."""
+    """Without a witness: how long a secondary waits before it has its silent primary fenced.
+
+    A primary with the same in mind must be done by then, or both hosts are switched off: more than
+    1.5 x `stall_timeout_s` + `interval_s` x `misses` + what fencing takes.
+    """
 
 
 @dataclass(slots=True)
@@ -250,32 +254,6 @@ class Context:
             and self.record.generation == self.ordered.generation
             and (self.silent or not forced or self.fenced_at >= self.ordered_at)
         )
-
-    @property
-    def entitled(self) -> bool:
-        """Whether this node may take the next generation without asking anybody (R7).
-
-        Of a protected generation each node has a claim to the next one. It loses it by giving up
-        its copy, for ever, or with its copy when its host is switched off. `OnSilence.PRIMARY`
-        lets the primary go on whatever the secondary has, so the secondary never does on its own.
-        """
-        record = self.record
-        assert record is not None
-        primary, session = record.primary == self.s.me, record.session
-        if session is None:
-            return primary
-        mine = self.durable.gave_up != session
-        if self.peer is not None and self.peer.gave_up == session:
-            return mine or primary
-        if self.fenced == session and mine:
-            return primary or self.s.on_silence is OnSilence.HOLD
-        always = self.s.on_silence is OnSilence.PRIMARY and mine
-        return primary and (always or self.stands_by(session))
-
-    def stands_by(self, session: int | None) -> bool:
-        """Return whether the other node is heard, without a copy of that session."""
-        peer = self.heard
-        return peer is not None and peer.phase is Phase.STANDBY and peer.session != session
 
     @property
     def agreed(self) -> bool:
@@ -451,40 +429,11 @@ class Context:
                 self.turns.popleft()
         self.record = record
 
-    def move_record(self, new: Record, by: str) -> None:
-        """Without a witness: make `new` the record here, before anything else happens."""
-        problem = swap_problem(self.record, new, by)
-        if problem is None and self.s.witnessed:
-            problem = "the record is at the witness"
-        if problem is not None:
-            raise InvariantError(f"{self.record} to {new}: {problem}")
-        self.met = True
-        self.copy_record(new)
-
     def copy_record(self, record: Record) -> None:
         """Without a witness: remember `record` as what is known of the record."""
         self.learn(record)
         self.persist(replace(self.durable, record=record))
         self.actions.append(Beat())
-
-    def own(self, *, forced: bool = False) -> bool:
-        """Work towards being the only one who may speak; return whether that is so.
-
-        Only for a primary, or the secondary of a protected record: see the rules in `record.py`;
-        without a witness also by an operator's force.
-        """
-        assert self.record is not None
-        if not self.owned and not self.s.witnessed and (forced or self.entitled):
-            self.move_record(self.record.take_over(self.s.me), OPERATOR if forced else self.s.me)
-        if self.owned:
-            self.enter_generation()
-            return True
-        if self.s.witnessed:
-            self.wait("the witness")
-            self.swap_record(self.record.take_over(self.s.me))
-        else:
-            self.wait(f"{self.s.peer} to give its copy up, or an operator: coloha failover --force")
-        return False
 
     def have_fenced(self) -> None:
         """Have the other node's host switched off, unless that is under way or has just failed."""

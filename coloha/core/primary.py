@@ -6,6 +6,7 @@ from coloha.core.actions import Invite, Script, Severity
 from coloha.core.common import forced, insist, launch
 from coloha.core.context import Context, Fencing, OnSilence
 from coloha.core.events import Committed, Failure, Kept, Role, ScriptDone, ScriptFailed
+from coloha.core.ownership import entitled, move_record, own
 from coloha.core.phases import Phase
 from coloha.core.record import OPERATOR
 
@@ -21,7 +22,7 @@ def boot(c: Context) -> None:
     """Start the VM's QEMU, once nobody else can have a say."""
     if c.record is not None and c.record.primary == c.s.peer:
         c.go(Phase.STANDBY)
-    elif not c.own():
+    elif not own(c):
         pass
     elif c.run is not None and c.alive:
         c.session = None
@@ -46,8 +47,9 @@ def _ask_for_company(c: Context) -> None:
     c.trouble = f"{c.s.peer} may have the VM: nothing was heard of it since coloha started here"
     c.wait(f"{c.s.peer} to be heard, or an operator: coloha failover --force")
     if forced(c):
-        c.move_record(c.record.take_over(c.s.me), OPERATOR) if c.record else None
-        c.own()
+        assert c.record is not None
+        move_record(c, c.record.take_over(c.s.me), OPERATOR)
+        own(c)
 
 
 def _gone(c: Context) -> bool:
@@ -289,7 +291,7 @@ def _ask_for_protection(c: Context) -> None:
     assert c.record is not None
     assert c.session is not None
     if not c.s.witnessed:
-        c.move_record(c.record.protect(c.s.peer, c.session), c.s.me)
+        move_record(c, c.record.protect(c.s.peer, c.session), c.s.me)
         return
     c.wait("the witness")
     # From here on the other node may be able to take over, whatever becomes of the answer.
@@ -353,7 +355,8 @@ def defend(c: Context) -> None:
         c.go(Phase.PROTECTED)
     else:
         c.checked = True
-        if c.own(forced=not c.s.witnessed and forced(c)):
+        ordered = not c.s.witnessed and forced(c)
+        if own(c, forced=ordered):
             c.go(Phase.LEAVE)
         elif not c.s.witnessed:
             _hold(c)
@@ -415,9 +418,9 @@ def yielded(c: Context) -> None:
     alone_at = c.abandoned_since + c.s.cold_start_after_s
     ordered = forced(c)
     abandoned = c.s.witnessed and c.now >= alone_at and not c.paused
-    alone = both_lost if c.s.witnessed else c.entitled
+    alone = both_lost if c.s.witnessed else entitled(c)
     if not record.protected or alone or abandoned or ordered:
-        if c.own(forced=not c.s.witnessed and ordered):
+        if own(c, forced=not c.s.witnessed and ordered):
             c.trouble = "both copies of the VM were lost"
             c.tell("cold-start", f"{c.trouble}: it boots again", Severity.ERROR)
             c.go(Phase.BOOT)

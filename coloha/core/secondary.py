@@ -4,6 +4,7 @@ from coloha.core.actions import Admit, DropChannel, Script, Severity
 from coloha.core.common import forced, insist, refuse
 from coloha.core.context import Context, Fencing, OnSilence
 from coloha.core.events import ScriptDone, ScriptFailed
+from coloha.core.ownership import entitled, own
 from coloha.core.phases import Phase
 
 ACCEPT_TIMEOUT_S = 5.0
@@ -124,7 +125,7 @@ def follow(c: Context) -> None:
 
 
 def _may_claim(c: Context) -> bool:
-    return c.peer_gone if c.s.witnessed else _guards(c) and c.entitled
+    return c.peer_gone if c.s.witnessed else _guards(c) and entitled(c)
 
 
 def _conceded(c: Context) -> bool:
@@ -145,7 +146,7 @@ def _seized(c: Context) -> bool:
         return False
     if forced(c):
         c.tell("seizing", f"an operator wants the VM of {c.s.peer} here", Severity.WARNING)
-        c.own(forced=True)
+        own(c, forced=True)
         c.go(Phase.CLAIM)
     return True
 
@@ -192,7 +193,7 @@ def claim(c: Context) -> None:
     elif c.copy_bad is not None:
         c.go(Phase.KILL)
     elif c.owned or _taken(c):
-        c.own()
+        own(c)
         if _may_speak(c):
             c.tell("claimed", f"{c.s.peer} is gone: this node takes over", Severity.WARNING)
             c.go(Phase.PROMOTE)
@@ -204,7 +205,7 @@ def claim(c: Context) -> None:
 
 def _taken(c: Context) -> bool:
     """Without a witness: take the generation, if it is this node's."""
-    return not c.s.witnessed and _may_claim(c) and c.own()
+    return not c.s.witnessed and _may_claim(c) and own(c)
 
 
 def _ask_for_generation(c: Context) -> None:
@@ -216,7 +217,7 @@ def _ask_for_generation(c: Context) -> None:
         c.tell("recovered", f"{c.s.peer} is heard again; following goes on")
         _back_to_follow(c)
     elif _guards(c):
-        c.own()
+        own(c)
     elif c.read_at is not None and c.read_at >= c.phase_since:
         # The record does not let this node take over; it may yet if the primary was about to ask.
         _back_to_follow(c)

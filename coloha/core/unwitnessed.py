@@ -4,7 +4,7 @@ Each node has its own. Of two copies the higher one is later, and both nodes kee
 
     (g, solo) < (g, protected) < (g+1, solo)
 
-In all that nodes do by themselves the later record is also the right one: see `Context.entitled`.
+In all that nodes do by themselves the later record is also the right one: see `ownership.py`.
 Only orders of an operator who believed the other host off can make two records of one generation,
 or a later one for a VM that is dead. Then the node whose QEMU lives is right; if both live, the
 node that the configuration names first, and the other one's QEMU is killed.

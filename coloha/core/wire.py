@@ -14,9 +14,9 @@
                   accepted of it, else 0
         56    16  candidate: a receiver's nonce seen, but not proven, and its newest sequence,
                   else 0
-        72    80  per pair: name hash, generation, session, gave up, commits, pulse, echo (8
+        72    79  per pair: name hash, generation, session, gave up, commits, pulse, echo (8
                   each); the record's lineage and session, without a witness, else 0 (8 each);
-                  pauses 4, flags 2, phase 1, zero 1
+                  pauses 4, flags 2, phase 1
        end    32  HMAC-SHA256 over all that precedes, under the shared key
 
 A datagram counts only if it carries this node's own nonce in `echo` or `candidate`: it was then
@@ -50,7 +50,7 @@ MAX_PAIRS = 17
 _MAGIC = b"CoHA"
 _VERSION = 1
 _HEADER = struct.Struct("!4sBBBx8s8sQQQQQQ")
-_PAIR = struct.Struct("!8sQQQQQQQQIHBx")
+_PAIR = struct.Struct("!8sQQQQQQQQIHB")
 _MAC_BYTES = 32
 _PHASES = tuple(Phase)
 _OWNER, _FOLLOWING, _COLO_EXITED = 1, 2, 4

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ROUNDING_S = 1e-6
 SETTLED_S = 1.0
 """So long after a fault nothing that it caused is under way any more, if the pair is whole."""
+CLAIM_S = 1.0
+"""So long a copy may be dead, and the other node not know, which gives its own up for it."""
 SEEN_BAD_S = 0.5
 """So long it may take to see, and kill, a copy that was spoilt while it was promoted."""
 
@@ -154,6 +156,16 @@ class Judge:
         """Return whether a node that asks for a swap now knows that its own copy is dead."""
         mine = [heir for heir in self._heirs if heir.node is node]
         return all(heir.run in node.told_dead for heir in mine)
+
+    def gave_up(self, node: "Node", session: int | None) -> None:
+        """A node gives up its copy of a session for ever: for a copy that lives, if it is good."""
+        qemu = node.qemu
+        if qemu is None or qemu.run.session != session or qemu not in self._heirs:
+            return
+        others = self._heirs - {qemu}
+        recently = self._world.now - CLAIM_S
+        if self._usable(others) or any(heir.off or heir.died_at > recently for heir in others):
+            self._heirs = others
 
     def killed(self, qemu: "Qemu") -> None:
         """A daemon kills its own QEMU: not if it was the last copy of the VM, and well."""

@@ -43,7 +43,7 @@ ARBITERS: dict[str, dict[str, object]] = {
     "witness-fence": {"fencing": Fencing.OPTIONAL},
     "witness-fence-required": {"fencing": Fencing.REQUIRED},
     "hold": {"witnessed": False},
-    "hold-fence": {"witnessed": False, "fencing": Fencing.REQUIRED, "fence_delay_s": 1.0},
+    "hold-fence": {"witnessed": False, "fencing": Fencing.REQUIRED, "fence_delay_s": 3.0},
     "primary": {"witnessed": False, "on_silence": OnSilence.PRIMARY},
 }
 """Who decides when the nodes do not hear each other, and what a pair has for it."""

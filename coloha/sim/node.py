@@ -52,6 +52,8 @@ class Node:
 
     def save(self, durable: Durable) -> None:
         """Have this on the disk from now on, a copy of the record with it."""
+        if durable.gave_up != self.disk.gave_up:
+            self.world.judge.gave_up(self, durable.gave_up)
         self.disk = durable
         if durable.record is not None:
             self.world.witness.copied(self, durable.record)

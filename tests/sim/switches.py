@@ -60,8 +60,8 @@ SWITCHES = [
         "the secondary promotes without asking the witness",
         (
             Change(
-                "coloha.core.secondary:claim",
-                "elif _guards(c):\n        c.own()",
+                "coloha.core.secondary:_ask_for_generation",
+                "elif _guards(c):\n        own(c)",
                 "elif _guards(c):\n        c.go(Phase.PROMOTE)",
             ),
         ),
@@ -71,7 +71,13 @@ SWITCHES = [
     Switch(
         "R2",
         "the primary opens its output without asking the witness",
-        (Change("coloha.core.primary:defend", "if c.own():", "if True:"),),
+        (
+            Change(
+                "coloha.core.primary:defend",
+                "if own(c, forced=ordered):",
+                "if True:",
+            ),
+        ),
         ("no-right", "two-voices"),
         100,
     ),
@@ -167,7 +173,7 @@ SWITCHES = [
         (
             Change(
                 "coloha.core.primary:yielded",
-                "if not record.protected or both_lost or abandoned:",
+                "if not record.protected or alone or abandoned or ordered:",
                 "if not record.protected:",
             ),
         ),
