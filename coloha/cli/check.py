@@ -59,7 +59,7 @@ def _of_host(loaded: Config) -> Iterator[Finding]:
     for peer, section in host.fencing.items():
         yield asyncio.run(_agent(Fencer(host.node, peer, section), peer, section.agent))
     if host.watchdog.mode != "off":
-        yield _watchdog(host.watchdog)
+        yield from _watchdog(loaded)
 
 
 async def _agent(fencer: Fencer, peer: str, name: str) -> Finding:
@@ -71,12 +71,22 @@ async def _agent(fencer: Fencer, peer: str, name: str) -> Finding:
     return True, f"fencing of {peer}: {name} reaches its device" + (f" ({words})" if words else "")
 
 
-def _watchdog(section: config.Watchdog) -> Finding:
-    """Look at the device without opening it: that would arm it."""
+def _watchdog(loaded: Config) -> Iterator[Finding]:
+    """Look at the device without opening it: that would arm it. An optional one is no problem."""
+    section = loaded.host.watchdog
+    optional = section.mode == "optional"
     problem = unusable(section.device)
     if problem is not None:
-        return False, f"watchdog: {problem}"
-    return True, f"watchdog {section.device} is there; coloha arms it for {section.timeout:g} s"
+        yield optional, f"watchdog{' (optional), not used' if optional else ''}: {problem}"
+        return
+    yield True, f"watchdog {section.device} is there; coloha arms it for {section.timeout:g} s"
+    for pair in loaded.pairs:
+        if not section.in_time(pair.heartbeat.reserve_s):
+            yield (
+                optional,
+                f"watchdog (optional) resets this host too late for {pair.name}: mode: required"
+                " says what to change",
+            )
 
 
 def _findings(loaded: Config, pair: PairConfig) -> Iterator[Finding]:

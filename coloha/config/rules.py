@@ -227,7 +227,7 @@ def _reset_in_time(host: ValidHost, pair: ValidPair) -> Iterator[Problem]:
     """
     watchdog, heartbeat = host.config.watchdog, pair.config.heartbeat
     least = watchdog.timeout + LATE_S
-    if watchdog.mode != "required" or heartbeat.reserve_s > least:
+    if watchdog.mode != "required" or watchdog.in_time(heartbeat.reserve_s):
         return
     misses = int(least / heartbeat.interval) + 4
     yield pair.problem(

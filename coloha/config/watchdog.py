@@ -50,3 +50,7 @@ class Watchdog(Section):
             " other node takes over: heartbeat.interval x (heartbeat.misses - 3) of every pair.",
         )
     )
+
+    def in_time(self, reserve_s: float) -> bool:
+        """Whether it resets this host before the other node may speak, which needs `reserve_s`."""
+        return reserve_s > self.timeout + LATE_S
