@@ -78,7 +78,7 @@ def take(c: Context) -> Snapshot:
         waiting_until=c.waiting_until,
         paused=c.paused,
         silent=c.silent,
-        peer_gone=c.peer_gone,
+        peer_gone=c.peer_gone if c.s.witnessed else c.peer_gave_up,
         busy=c.script is not None,
         generation=c.record.generation if c.record else c.durable.generation,
         record=str(c.record) if c.record else "none",

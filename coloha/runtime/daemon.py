@@ -310,7 +310,11 @@ class Daemon:
         planned = request.get("planned")
         try:
             pair = self._named(request)
-            plan = pair.failover(forced=bool(request.get("forced")), planned=planned)
+            plan = pair.failover(
+                forced=bool(request.get("forced")),
+                planned=planned,
+                vouched=bool(request.get("vouched")),
+            )
         except OrderError as error:
             yield {"error": str(error)}
         else:

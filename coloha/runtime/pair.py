@@ -198,18 +198,18 @@ class PairRuntime:
         self._see_pumping()
         self.post(event)
 
-    def failover(self, *, forced: bool, planned: int | None) -> list[str]:
+    def failover(self, *, forced: bool, planned: int | None, vouched: bool = False) -> list[str]:
         """Return what a failover would do now; do it if `planned`, the generation that an operator
         was shown a plan for, is still the one.
 
         :raises OrderError: if it is refused.
         """
         snapshot = self._see_pumping()
-        plan = failover_plan(snapshot, time.monotonic(), forced=forced)
+        plan = failover_plan(snapshot, time.monotonic(), forced=forced, vouched=vouched)
         if planned is not None:
             if planned != snapshot.generation:
                 raise OrderError(f"the generation is {snapshot.generation} by now: look again")
-            self.post(FailoverRequested(forced, planned))
+            self.post(FailoverRequested(forced, planned, vouched))
         return plan
 
     def leave(self) -> None:
