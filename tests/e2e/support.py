@@ -107,14 +107,20 @@ def scene(
     qemu: Path | None = None,
     vm: dict[str, Any] | None = None,
     in_etcd: bool = False,
+    on_silence: str | None = None,
 ) -> Iterator[Scene]:
-    """Bring a pair up from nothing until the client is answered."""
+    """Bring a pair up from nothing until the client is answered.
+
+    `on_silence` is for a pair without a witness.
+    """
     with contextlib.ExitStack() as stack:
         topology = stack.enter_context(Topology())
         assets, witness, etcd = load_assets(), None, None
         if in_etcd:
             etcd = stack.enter_context(etcd_between(topology, assets.etcd))
             witness = {"type": "etcd", "endpoints": etcd.endpoints, "timeout": "2s"}
+        if on_silence is not None:
+            witness = {"type": "none", "on_silence": on_silence}
         cluster = Cluster(
             topology,
             assets,

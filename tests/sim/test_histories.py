@@ -61,7 +61,7 @@ def test_the_histories_are_no_bed_of_roses() -> None:
 @pytest.mark.parametrize(
     ("arbiter", "expected"),
     [
-        ("hold", {"yielded", "claimed", "conceded", "adopted", "overtaken", "recovered"}),
+        ("hold", {"yielded", "claimed", "conceded", "adopted", "recovered"}),
         ("hold-fence", {"fenced", "fence-failed", "switched off", "conceded", "claimed"}),
         ("primary", {"yielded", "claimed", "overtaken", "cold-start"}),
         ("witness-fence", {"fenced", "fence-failed", "claimed", "overtaken"}),
@@ -80,11 +80,11 @@ def test_every_arbiter_is_drawn() -> None:
 
 @pytest.mark.parametrize("arbiter", ["hold", "hold-fence", "primary"])
 def test_a_disk_that_was_lost_makes_no_second_voice(arbiter: str) -> None:
-    """Each node's in turn: the other one still knows."""
-    for seed in range(100):
-        planned = plan(seed, arbiter=arbiter)
-        lost = Fault(1.5 + 0.01 * seed, "disk-lost", NODES[seed % 2], 0.5 + 0.02 * seed)
-        outcome = live(replace(planned, faults=(*planned.faults, lost), heal_at=6.0))
+    """Each node's in turn, the link cut before or after: the other node still knows."""
+    for seed in range(60):
+        lost = Fault(2.0, "disk-lost", NODES[seed % 2], 0.05 * seed)
+        cut = Fault(1.5 + 0.02 * seed, "cut", "pair", 2.0)
+        outcome = live(replace(plan(seed, arbiter=arbiter), faults=(lost, cut), heal_at=6.0))
         assert outcome.violation is None, explained(outcome)
 
 
