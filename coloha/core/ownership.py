@@ -7,6 +7,9 @@ the host was switched off. `OnSilence.PRIMARY` gives the primary alone a claim; 
 giving up its copy, and only then does the secondary have one.
 """
 
+from dataclasses import replace
+
+from coloha.core.actions import Beat
 from coloha.core.context import Context, InvariantError, OnSilence
 from coloha.core.phases import Phase
 from coloha.core.record import OPERATOR, Record, swap_problem
@@ -40,7 +43,11 @@ def move_record(c: Context, new: Record, by: str) -> None:
     if problem is not None:
         raise InvariantError(f"{c.record} to {new}: {problem}")
     c.met = True
-    c.copy_record(new)
+    c.learn(new)
+    c.persist(
+        replace(c.durable, record=new, lineage=new.lineage, generation=new.generation, asked=None)
+    )
+    c.actions.append(Beat())
 
 
 def entitled(c: Context) -> bool:

@@ -425,7 +425,8 @@ def yielded(c: Context) -> None:
             c.tell("cold-start", f"{c.trouble}: it boots again", Severity.ERROR)
             c.go(Phase.BOOT)
         return
-    c.wait(f"{c.s.peer} to take over")
+    help_ = "" if c.s.witnessed or not c.silent else ", or an operator: coloha failover --force"
+    c.wait(f"{c.s.peer} to take over{help_}")
     c.wake(alone_at)
     due = max(c.again_at, c.phase_since + YIELD_REREAD_S)
     if c.now >= due:

@@ -6,6 +6,7 @@ Nothing here knows the core. A broken promise raises `Violation`, with a name:
     forgotten        clients were told what the one who speaks, or may, does not remember
     bad-copy         a half-loaded copy became the VM
     no-right         a copy speaks freely although the record does not name its node alone
+    not-dead         a copy became the VM while the one before lived, where that is to be certain
     record           the record made a move that the rules do not have
     lost-vm          the VM was lost although a copy could have lived, or by one fault alone
     not-protected    the faults are over, and the pair did not get protected in time
@@ -15,7 +16,7 @@ Nothing here knows the core. A broken promise raises `Violation`, with a name:
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from coloha.core.context import Fencing, Settings
+from coloha.core.context import Fencing, OnSilence, Settings
 from coloha.core.events import ColoMode, Role
 from coloha.core.record import Record
 
@@ -137,6 +138,9 @@ class Judge:
             raise Violation("forgotten", f"{name} promotes a copy that lacks {lost_ms:.1f} ms")
         if record is None or record.protected or record.primary != name:
             raise Violation("no-right", f"{name} promotes, the record is {record}")
+        other = self.voice
+        if _sure(self._world.settings) and other is not None and other.alive and other is not qemu:
+            raise Violation("not-dead", f"{name} promotes, the copy that was heard lives")
 
     def boots(self, node: "Node") -> None:
         """The VM starts from nothing on a node: it need not remember."""
@@ -204,7 +208,17 @@ class Judge:
                 if (qemu := node.qemu) is not None and qemu.run.session == new.session
             }
         elif old is not None and old.protected:
+            self._see_claims_gone(old, by)
             self._turned(by, told_dead)
+
+    def _see_claims_gone(self, old: Record, winner: "Node") -> None:
+        """Where nobody decides and silence means nothing, the other copy is dead or given up."""
+        settings = self._world.settings
+        if settings.witnessed or settings.on_silence is not OnSilence.HOLD:
+            return
+        for heir in self._heirs:
+            if heir.node is not winner and heir.alive and heir.node.disk.gave_up != old.session:
+                raise Violation("not-dead", f"{winner.name} goes on, {heir.node.name} may, too")
 
     def _turned(self, winner: "Node", told_dead: bool) -> None:
         """A protected generation ended: one of two copies is given up."""

@@ -91,6 +91,12 @@ KINDS: dict[str, Kind] = {
     "fence-slow": Kind(
         "fencing takes up to `share` s more", (0.5, 4.0), (0.1, 2.0), pair=True, fencing=True
     ),
+    "disk-lost": Kind(
+        "the host loses power, and comes back with its state directory empty",
+        (0.3, 5.0),
+        weight=3,
+        usual=False,
+    ),
     "clock-pause": Kind("the host and its monotonic clock stand still", (0.3, 4.0), usual=False),
 }
 USUAL = tuple(name for name, kind in KINDS.items() if kind.usual and not kind.fencing)

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from coloha.core.events import Durable
 from coloha.sim.faults import NODES, Fault
 from coloha.sim.node import Node
 from coloha.sim.qemu import Qemu
@@ -125,6 +126,11 @@ class Happenings:
         world = self._world
         world.lose_power(node, "its host lost power")
         return lambda: world.regain_power(node)
+
+    def _disk_lost(self, node: Node, fault: Fault) -> Callable[[], None]:
+        end = self._host_crash(node, fault)
+        node.disk = Durable()
+        return end
 
     def _host_freeze(self, node: Node, _: Fault) -> Callable[[], None]:
         node.frozen += 1
@@ -297,5 +303,6 @@ _BEGIN: dict[str, Callable[[Happenings, Node, Fault], Callable[[], None] | None]
     "spurious-resume": Happenings._spurious_resume,
     "launch-fails": Happenings._wait_for_occasion,
     "guest-shutdown": Happenings._guest_shutdown,
+    "disk-lost": Happenings._disk_lost,
     "clock-pause": Happenings._clock_pause,
 }

@@ -73,6 +73,11 @@ class Outcome:
     lines: list[Line]
 
 
+def decided_by(arbiter: str, profile: Settings) -> Settings:
+    """Return a profile with what an arbiter needs."""
+    return replace(profile, **ARBITERS[arbiter])  # type: ignore[arg-type]
+
+
 def drawn_arbiter(seed: int) -> str:
     """Return what decides in the history of a seed, unless somebody chooses."""
     return _also(seed).choices(tuple(ARBITERS), _SHARES)[0]
@@ -96,8 +101,7 @@ def plan(
     :raises PlanError: if the text cannot be read.
     """
     choose = random.Random(seed)  # noqa: S311 - it must be repeatable
-    profile = choose.choices(PROFILES, _WEIGHTS)[0]
-    settings = replace(profile, **ARBITERS[arbiter])  # type: ignore[arg-type]
+    settings = decided_by(arbiter, choose.choices(PROFILES, _WEIGHTS)[0])
     rates = (1 + choose.uniform(-DRIFT, DRIFT), 1 + choose.uniform(-DRIFT, DRIFT))
     if text is not None:
         return Plan(seed, settings, rates, *read(text), arbiter)

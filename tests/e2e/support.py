@@ -110,20 +110,23 @@ def scene(
     qemu: Path | None = None,
     vm: dict[str, Any] | None = None,
     in_etcd: bool = False,
-    witness: dict[str, Any] | None = None,
+    on_silence: str | None = None,
     fencing: str = "none",
 ) -> Iterator[Scene]:
     """Bring a pair up from nothing until the client is answered.
 
-    With `fencing`, each host has the other one's power switch.
+    `on_silence` is for a pair without a witness. With `fencing` each host has the power switch of
+    the other one.
     """
     with contextlib.ExitStack() as stack:
         topology = stack.enter_context(Topology())
-        assets, etcd = load_assets(), None
+        assets, witness, etcd = load_assets(), None, None
         power = stack.enter_context(PowerSwitch(topology)) if fencing != "none" else None
         if in_etcd:
             etcd = stack.enter_context(etcd_between(topology, assets.etcd))
             witness = {"type": "etcd", "endpoints": etcd.endpoints, "timeout": "2s"}
+        if on_silence is not None:
+            witness = {"type": "none", "on_silence": on_silence}
         cluster = Cluster(
             topology,
             assets,
