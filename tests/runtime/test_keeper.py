@@ -106,6 +106,31 @@ def test_a_program_that_does_not_answer_is_killed_on_demand(run: Runner, tmp_pat
     run(main())
 
 
+def test_a_qemu_is_dead_only_when_it_is_seen_dead(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loser's node says that it stands by on the strength of this (R3)."""
+    path = program(tmp_path, "exec sleep 1000")
+    kills: list[int] = []
+    monkeypatch.setattr(Process, "kill", lambda self: kills.append(self.pid))
+
+    async def main() -> None:
+        async with side(tmp_path, "alpha", lambda p: changed(p, "vm", qemu=path)) as alpha:
+            alpha.keeper.launch(PRIMARY)
+            await eventually(lambda: alpha.keeper.vm and alpha.keeper.vm.pid, "the process")
+            (pid,) = offspring()
+            alpha.keeper.kill(PRIMARY)
+            assert kills == [pid]
+            await asyncio.sleep(0.2)
+            assert not any(isinstance(event, QemuExited) for event in alpha.events)
+            os.kill(pid, signal.SIGKILL)
+            exited = await alpha.told(QemuExited)
+            assert exited.run == PRIMARY
+            assert not exists(pid)
+
+    run(main())
+
+
 def test_a_process_that_is_slow_to_die_only_delays_the_next_launch(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
