@@ -1,7 +1,10 @@
 """Hosts that are switched off before the other one speaks, on real QEMU with a Linux guest."""
 
+import sys
+
 import pytest
 
+from lab.cluster import PAIR
 from lab.power import PowerSwitch
 from tests.e2e.support import Scene, scene, wait
 
@@ -20,9 +23,9 @@ def fenced(stage: Scene, primary: str, secondary: str) -> None:
     kinds = stage.kinds(secondary)
     assert kinds.index("fencing") < kinds.index("fenced") < kinds.index("promoted")
     assert "fenced" not in stage.kinds(primary)
-    words = stage.cluster.command(
-        secondary, "replay", str(stage.topology.hosts[secondary].state / "flight/vm")
-    )
+    record = stage.topology.hosts[secondary].state / "flight" / PAIR
+    argv = [sys.executable, "-m", "coloha", "replay", record]
+    words = stage.topology.hosts[secondary].call(argv, 30.0)
     assert f"{primary}'s host was switched off" in " ".join(words.split())
 
 
