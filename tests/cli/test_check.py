@@ -312,3 +312,17 @@ def test_interfaces_that_are_there_are_fine(tmp_path: Path, host: Namespace) -> 
     assert (process.returncode, err) == (0, "")
     assert "ok      web: NIC 0 on bridge br0" in out
     assert "ok      web: NIC 1 on tap mytap" in out
+
+
+@pytest.mark.parametrize(
+    ("on_silence", "words"),
+    [("hold", "both hold the output until they do, or an operator"), ("primary", "goes on alone")],
+)
+def test_no_witness_is_spelt_out(
+    tmp_path: Path, capsys: Captured, on_silence: str, words: str
+) -> None:
+    qemu = str(fake_qemu(tmp_path))
+    witness = {"type": "none", "on_silence": on_silence}
+    vm = {"qemu": qemu, "accelerator": "qtest"}
+    found = findings(capsys, write(tmp_path, vm, witness=witness), 0)
+    assert words in found[-1]
