@@ -75,3 +75,7 @@ class OrderError(ColohaError):
 
 class FenceError(ColohaError):
     """A fence agent cannot do its work; the message says why, and what to do."""
+
+
+class WatchdogError(ColohaError):
+    """The watchdog cannot be used; the message says why, and what to do."""

@@ -19,7 +19,7 @@ from coloha.config.model import (
 )
 from coloha.config.source import KeyPath, Source
 from coloha.config.units import Address, format_seconds, shown
-from coloha.config.watchdog import FEED_S
+from coloha.config.watchdog import LATE_S
 from coloha.core.wire import MAX_PAIRS
 from coloha.errors import Problem
 
@@ -226,8 +226,8 @@ def _reset_in_time(host: ValidHost, pair: ValidPair) -> Iterator[Problem]:
     last heard of: three intervals may lie between (a pulse, its echo, the lease's reserve).
     """
     watchdog, heartbeat = host.config.watchdog, pair.config.heartbeat
-    least = watchdog.timeout + FEED_S
-    if watchdog.mode != "required" or heartbeat.reserve_s > least:
+    least = watchdog.timeout + LATE_S
+    if watchdog.mode != "required" or watchdog.in_time(heartbeat.reserve_s):
         return
     misses = int(least / heartbeat.interval) + 4
     yield pair.problem(
@@ -235,8 +235,8 @@ def _reset_in_time(host: ValidHost, pair: ValidPair) -> Iterator[Problem]:
         f"the other node may take over {format_seconds(heartbeat.reserve_s)} after the last sign of"
         f" life (interval x (misses - 3) = {format_seconds(heartbeat.interval)} x"
         f" {heartbeat.misses - 3}), but the watchdog needs {format_seconds(least)} to reset this"
-        f" host (watchdog.timeout of {host.source.file.name}, and {format_seconds(FEED_S)} between"
-        f" two feedings): write misses: {misses}, or a shorter watchdog.timeout",
+        f" host (watchdog.timeout of {host.source.file.name}, and {format_seconds(LATE_S)} for food"
+        f" that comes late): write misses: {misses}, or a shorter watchdog.timeout",
     )
 
 

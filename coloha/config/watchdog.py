@@ -11,6 +11,8 @@ from coloha.config.values import AbsolutePath
 
 FEED_S = 0.2
 """How often a watchdog is fed, in seconds."""
+LATE_S = 0.5
+"""How long a pump may have hung when the watchdog takes its last food, in seconds."""
 
 
 def _whole_seconds(seconds: float) -> float:
@@ -48,3 +50,7 @@ class Watchdog(Section):
             " other node takes over: heartbeat.interval x (heartbeat.misses - 3) of every pair.",
         )
     )
+
+    def in_time(self, reserve_s: float) -> bool:
+        """Whether it resets this host before the other node may speak, which needs `reserve_s`."""
+        return reserve_s > self.timeout + LATE_S

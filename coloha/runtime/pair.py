@@ -70,6 +70,7 @@ from coloha.runtime.occurrences import Occurrences
 from coloha.runtime.orders import failover_plan
 from coloha.runtime.recorder import Recorder
 from coloha.runtime.store import Store
+from coloha.runtime.watchman import Watchman
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ class Services:
     recorder: Recorder
     fencers: Mapping[str, Fencer]
     """By the node that they switch off."""
+    watchman: Watchman
 
 
 class PairRuntime:
@@ -122,7 +124,12 @@ class PairRuntime:
         self._due = 0.0
         """The deadline of the last timer that fired, monotonic seconds."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self.keeper = Keeper(config, services.host, services.key, self.peer, self.post, self.fail)
+        self._step_since: float | None = None
+        """When the pump took the event that it is at, monotonic seconds."""
+        self.keeper = Keeper(
+            config, services.host, services.key, self.peer, self.post, self.fail,
+            watchman=services.watchman,
+        )  # fmt: skip
 
     # What comes in
 
@@ -239,6 +246,17 @@ class PairRuntime:
         )
 
     @property
+    def holds(self) -> bool:
+        """Whether a guest's output is held here for a secondary that may take over."""
+        return self.snapshot is not None and self.snapshot.phase in HOLDING
+
+    def stuck_s(self, now: float) -> float:
+        """Return for how long the pump has been at one step, seconds; infinite if it has failed."""
+        if self.trouble is not None:
+            return float("inf")
+        return now - self._step_since if self._step_since is not None else 0.0
+
+    @property
     def wire(self) -> PeerState | None:
         """What heartbeats say of this pair; None while there is no pump to speak for."""
         return self.snapshot.wire if self.snapshot is not None and self.trouble is None else None
@@ -275,10 +293,11 @@ class PairRuntime:
         self.post(Started(durable, found))
         try:
             while True:
+                self._step_since = None
                 event = await self._inbox.get()
                 if self._failure is not None:
                     raise self._failure
-                now = time.monotonic()
+                now = self._step_since = time.monotonic()
                 if isinstance(event, Timer):
                     # uvloop's timers may be early. The machine's own deadline may be another one
                     # by now: time must not run ahead.

@@ -30,6 +30,7 @@ from coloha.runtime.occurrences import Occurrences
 from coloha.runtime.pair import PairRuntime, Services
 from coloha.runtime.recorder import Recorder
 from coloha.runtime.store import Store
+from coloha.runtime.watchman import Watchman
 from tests.adapters.support import PATIENCE_S, eventually, state
 from tests.config.support import write
 
@@ -164,6 +165,7 @@ class Stage:
         services = Services(
             config.host, b"k" * 32, self.store, heartbeats, self.occurrences, self.metrics,
             self.recorder, cast("Mapping[str, Fencer]", {"beta": self.fencer}),
+            Watchman(None, required=False, wards=tuple, tell=lambda *_: None),
         )  # fmt: skip
         self.pair = PairRuntime(config.pairs[0], cast("Witness", self.witness), services)
         self.pair.keeper = cast("Keeper", self.keeper)

@@ -1,6 +1,7 @@
 """The keeper: QEMU started, found and ended, channels made and dropped; all told by events."""
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -9,14 +10,17 @@ from pathlib import Path
 import pytest
 
 from coloha.adapters.channel import Request
+from coloha.adapters.watchdog import Watchdog
 from coloha.config import PairConfig
 from coloha.core.actions import RunScript, Script
 from coloha.core.events import (
+    Failure,
     Invited,
     LaunchFailed,
     QemuExited,
     Role,
     Run,
+    ScriptFailed,
 )
 from coloha.errors import LaunchError, StoreError
 from coloha.qemu.command_line import mark
@@ -24,7 +28,9 @@ from coloha.qemu.process import Process
 from coloha.qemu.vm import Vm
 from coloha.runtime import keeper as keeper_module
 from coloha.runtime.keeper import CONSOLE_BYTES
+from coloha.runtime.watchman import Watchman
 from tests.adapters.support import PATIENCE_S, Runner, eventually
+from tests.adapters.watchdog_support import FakeDriver
 from tests.runtime.daemon_support import children, exists
 from tests.runtime.keeper_support import (
     PRIMARY,
@@ -262,5 +268,21 @@ def test_a_console_that_grows_is_emptied(
                     guest.flush()
                     await eventually(lambda: console.stat().st_size <= 5, "it is emptied")
             assert console.read_text() == "xxxxx"
+
+    run(main())
+
+
+def test_no_output_is_held_without_a_required_watchdog(run: Runner, tmp_path: Path) -> None:
+    async def main() -> None:
+        driver = FakeDriver(failing=("open", errno.EBUSY))
+        watchdog = Watchdog(Path("/dev/watchdog"), 5, driver)
+        watchman = Watchman(watchdog, required=True, wards=tuple, tell=lambda *_: None)
+        async with side(tmp_path, "alpha", watchman=watchman) as alpha:
+            run_qemu(alpha, PRIMARY, (11, 1, 3))
+            alpha.keeper.run_script(RunScript(1, Script.ARM, 1.0))
+            failed = await alpha.told(ScriptFailed)
+            assert failed.failure is Failure.REFUSED
+            assert "the watchdog is not armed" in failed.reason
+        await watchman.close()
 
     run(main())

@@ -3,6 +3,8 @@
 import asyncio
 import dataclasses
 import itertools
+import math
+import time
 from pathlib import Path
 
 import pytest
@@ -328,5 +330,26 @@ def test_fencing_goes_on_beside_the_pump(
             (fencings,) = (m for m in stage.metrics._registry.collect() if m.name == "coloha_fence")
             counted = {s.labels["outcome"]: s.value for s in fencings.samples if s.value == 1}
             assert counted == {outcome: 1}
+
+    run(main())
+
+
+def test_how_long_the_pump_has_been_at_one_step(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: SlowDisk
+) -> None:
+    """The watchdog starves by it: an event loop that lives is not enough."""
+
+    async def main() -> None:
+        async with staged(monkeypatch, tmp_path) as stage:
+            await stage.begun()
+            await stage.take(ODD, [])
+            assert stage.pair.stuck_s(time.monotonic() + 5) == 0.0
+            await stage.take(GuestShutdown(), [Persist(NEW)])
+            await eventually(disk.writing.is_set, "the disk is asked")
+            assert stage.pair.stuck_s(time.monotonic() + 5) >= 5.0
+            disk.go_on.set()
+            await eventually(lambda: stage.pair.stuck_s(time.monotonic() + 5) == 0.0, "it goes on")
+            stage.pair.trouble = "broken"
+            assert stage.pair.stuck_s(time.monotonic()) == math.inf
 
     run(main())
