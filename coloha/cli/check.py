@@ -155,10 +155,20 @@ def _addresses(loaded: Config, pair: PairConfig) -> Finding:
     return True, f"this host is {loaded.host.node}: its addresses are here"
 
 
+def _without_witness(pair: PairConfig) -> str:
+    if isinstance(pair.witness, config.NoWitness) and pair.witness.on_silence == "primary":
+        then = "the primary goes on alone, and the death of its host needs an operator"
+    elif pair.fencing == "none":
+        then = "both hold the output until they do, or an operator decides"
+    else:
+        then = "both hold the output until they do, or one is fenced"
+    return f"no witness: when the nodes do not hear each other, {then}"
+
+
 async def _witness(pair: PairConfig) -> Finding:
     witness = open_witness(pair.witness)
     if witness is None:
-        return True, "no witness: each node keeps its own copy of the record"
+        return True, _without_witness(pair)
     try:
         record = await witness.read(pair.name)
         await witness.probe(pair.name)

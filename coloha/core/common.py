@@ -71,7 +71,7 @@ def _begin(c: Context) -> None:
 
 def _begin_unwitnessed(c: Context) -> None:
     """A disk that was wiped looks like the beginning: the other node must know nothing either."""
-    if c.heard is not None and c.heard.record is None:
+    if c.heard is not None and c.heard.record is None and not c.heard.living:
         move_record(c, first_record(f"{c.s.incarnation:x}", c.s.me), c.s.me)
         _without_qemu(c)
     else:

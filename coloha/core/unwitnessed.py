@@ -29,7 +29,8 @@ def compare(c: Context, peer: PeerState) -> None:
             c.copy_record(theirs)
         elif _rank(theirs) > _rank(mine):
             _outbid(c, theirs)
-    if not (peer.owner and peer.living) and _same_life(c.record, theirs):
+    may_speak = peer.living and (peer.owner or theirs is None)
+    if not may_speak and _same_life(c.record, theirs):
         c.met = True
 
 

@@ -315,6 +315,20 @@ def test_interfaces_that_are_there_are_fine(tmp_path: Path, host: Namespace) -> 
     assert "ok      web: NIC 1 on tap mytap" in out
 
 
+@pytest.mark.parametrize(
+    ("on_silence", "words"),
+    [("hold", "both hold the output until they do, or an operator"), ("primary", "goes on alone")],
+)
+def test_no_witness_is_spelt_out(
+    tmp_path: Path, capsys: Captured, on_silence: str, words: str
+) -> None:
+    qemu = str(fake_qemu(tmp_path))
+    witness = {"type": "none", "on_silence": on_silence}
+    vm = {"qemu": qemu, "accelerator": "qtest"}
+    found = findings(capsys, write(tmp_path, vm, witness=witness), 0)
+    assert words in found[-1]
+
+
 def host_with(folder: Path, text: str) -> Path:
     host_file = write(folder, {"qemu": str(fake_qemu(folder))})
     host_file.write_text(host_file.read_text() + text)

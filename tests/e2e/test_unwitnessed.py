@@ -29,7 +29,7 @@ def test_both_hold_until_they_hear_each_other() -> None:
         wait(3.0)
         assert stage.answers() == answers
         assert stage.cluster.phases() == {primary: "defend", secondary: "follow"}
-        assert "coloha failover --force" in stage.cluster.status(secondary)["waiting"]
+        assert "coloha failover --force" in stage.cluster.status(secondary)["waits_for"]
         stage.topology.hosts[primary].mend()
         stage.answers_go_on()
         stage.wait_protected()

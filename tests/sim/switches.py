@@ -295,7 +295,7 @@ SWITCHES = [
         (
             Change(
                 "coloha.core.common:_begin_unwitnessed",
-                "c.heard is not None and c.heard.record is None",
+                "c.heard is not None and c.heard.record is None and not c.heard.living",
                 "True",
             ),
         ),
