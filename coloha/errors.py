@@ -71,3 +71,11 @@ class ControlError(ColohaError):
 
 class OrderError(ColohaError):
     """An operator's order was refused; the message says why, and what to do instead."""
+
+
+class FenceError(ColohaError):
+    """A fence agent cannot do its work; the message says why, and what to do."""
+
+
+class WatchdogError(ColohaError):
+    """The watchdog cannot be used; the message says why, and what to do."""

@@ -52,10 +52,13 @@ class Cluster:
         qemu: Path | None = None,
         vm: dict[str, Any] | None = None,
         witness: dict[str, Any] | None = None,
+        fencing: str = "none",
+        agent: Callable[[str], dict[str, Any]] | None = None,
     ) -> None:
         """`guest_words` go to the guest's kernel command line, `vm` over the pair file's `vm`.
 
-        `witness` is the pair file's, instead of the hosts' folder.
+        `witness` is the pair file's, instead of the hosts' folder. `fencing` is the pair file's as
+        well, and `agent` gives the section of the agent that switches a node's host off.
         """
         self.topology = topology
         self.timing = timing or Timing()
@@ -63,6 +66,7 @@ class Cluster:
         self.program = ["-m", "coloha"]
         """What Python runs as the daemon."""
         self._witness = witness
+        self._fencing, self._agent = fencing, agent
         key = secrets.token_hex(32)
         for host in topology.hosts.values():
             self._configure(host, assets, key, guest_words, qemu or assets.qemu, vm or {})
@@ -94,6 +98,9 @@ class Cluster:
             "state_directory": str(host.state),
             "event_loop": self.timing.event_loop,
         }
+        if self._agent is not None:
+            peer = self.other(host.name)
+            settings["fencing"] = {peer: self._agent(peer)}
         self.host_file(host.name).write_text(yaml.safe_dump(settings))
         self._write_pair(host, assets, guest_words, qemu, vm)
 
@@ -130,6 +137,7 @@ class Cluster:
                 "restart_hold": timing.restart_hold,
             },
             "witness": self._witness or {"type": "file", "directory": str(host.witness)},
+            "fencing": self._fencing,
             "recovery": {
                 "sync_timeout": "30s",
                 "retry_max": "2s",

@@ -1,4 +1,4 @@
-"""`coloha check`: would the pairs of this node work? Starts nothing but a look at QEMU."""
+"""`coloha check`: would the pairs of this node work? It asks QEMU and fence agents, no more."""
 
 import argparse
 import asyncio
@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coloha import config
+from coloha.adapters.fence import Fencer
 from coloha.adapters.network import see_own_addresses
+from coloha.adapters.watchdog import unusable
 from coloha.adapters.witness import WitnessError
 from coloha.cli import exits
 from coloha.config import Config, PairConfig
-from coloha.errors import LaunchError, StartError
+from coloha.errors import FenceError, LaunchError, StartError
 from coloha.qemu import command_line, versions
 from coloha.qemu.probe import probe
 from coloha.qemu.process import ChildLauncher
@@ -33,16 +35,58 @@ def call(arguments: argparse.Namespace) -> int:
     """Print what was checked, and every problem."""
     loaded = config.load(arguments.config)
     problems = 0
-    for pair in loaded.pairs:
-        for good, line in _findings(loaded, pair):
-            print(f"{'ok     ' if good else 'PROBLEM'} {pair.name}: {line}")
-            problems += not good
+    for name, (good, line) in _all_findings(loaded):
+        print(f"{'ok     ' if good else 'PROBLEM'} {name}: {line}", flush=True)
+        problems += not good
     if not loaded.pairs:
         print(f"no pairs in {loaded.host.pairs_directory}")
     return exits.FAILED if problems else exits.OK
 
 
 Finding = tuple[bool, str]
+
+
+def _all_findings(loaded: Config) -> Iterator[tuple[str, Finding]]:
+    for pair in loaded.pairs:
+        for finding in _findings(loaded, pair):
+            yield pair.name, finding
+    for finding in _of_host(loaded):
+        yield loaded.host.node, finding
+
+
+def _of_host(loaded: Config) -> Iterator[Finding]:
+    host = loaded.host
+    for peer, section in host.fencing.items():
+        yield asyncio.run(_agent(Fencer(host.node, peer, section), peer, section.agent))
+    if host.watchdog.mode != "off":
+        yield from _watchdog(loaded)
+
+
+async def _agent(fencer: Fencer, peer: str, name: str) -> Finding:
+    """Ask the agent if it reaches its device. Nothing is switched off."""
+    try:
+        words = await fencer.monitor()
+    except FenceError as error:
+        return False, f"fencing of {peer}: {error}"
+    return True, f"fencing of {peer}: {name} reaches its device" + (f" ({words})" if words else "")
+
+
+def _watchdog(loaded: Config) -> Iterator[Finding]:
+    """Look at the device without opening it: that would arm it. An optional one is no problem."""
+    section = loaded.host.watchdog
+    optional = section.mode == "optional"
+    problem = unusable(section.device)
+    if problem is not None:
+        yield optional, f"watchdog{' (optional), not used' if optional else ''}: {problem}"
+        return
+    yield True, f"watchdog {section.device} is there; coloha arms it for {section.timeout:g} s"
+    for pair in loaded.pairs:
+        if not section.in_time(pair.heartbeat.reserve_s):
+            yield (
+                optional,
+                f"watchdog (optional) resets this host too late for {pair.name}: mode: required"
+                " says what to change",
+            )
 
 
 def _findings(loaded: Config, pair: PairConfig) -> Iterator[Finding]:
@@ -111,8 +155,20 @@ def _addresses(loaded: Config, pair: PairConfig) -> Finding:
     return True, f"this host is {loaded.host.node}: its addresses are here"
 
 
+def _without_witness(pair: PairConfig) -> str:
+    if isinstance(pair.witness, config.NoWitness) and pair.witness.on_silence == "primary":
+        then = "the primary goes on alone, and the death of its host needs an operator"
+    elif pair.fencing == "none":
+        then = "both hold the output until they do, or an operator decides"
+    else:
+        then = "both hold the output until they do, or one is fenced"
+    return f"no witness: when the nodes do not hear each other, {then}"
+
+
 async def _witness(pair: PairConfig) -> Finding:
     witness = open_witness(pair.witness)
+    if witness is None:
+        return True, _without_witness(pair)
     try:
         record = await witness.read(pair.name)
         await witness.probe(pair.name)

@@ -12,7 +12,8 @@ EXAMPLE = """examples:
 
 It prints the plan and asks. Order it on the node that runs the VM; with failover paused and that
 node silent, on the other one. Force is for a node that shall run the VM of one that is dead for
-good.
+good, and, without a witness, for one that cannot know whether the other is. With fencing the other
+host is switched off first; if that fails, the order lapses.
 """
 
 
@@ -20,19 +21,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
     order.add_pair(parser)
     parser.add_argument("--force", action="store_true", help="take the VM from a dead node")
+    parser.add_argument(
+        "--host-is-off",
+        action="store_true",
+        help="with --force: the dead node's host is off for certain, it need not be fenced first",
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
 def call(arguments: argparse.Namespace) -> int:
     """Print the plan; carry it out if that is wanted."""
-    planned = order.ask(arguments, "failover", forced=arguments.force)
+    wanted = {"forced": arguments.force, "vouched": arguments.host_is_off}
+    planned = order.ask(arguments, "failover", **wanted)
     print(f"{arguments.pair}:")
     for number, step in enumerate(planned["plan"], 1):
         print(f"  {number}. {step}")
     if not arguments.yes and not _wanted():
         print("nothing was done")
         return exits.FAILED
-    order.ask(arguments, "failover", forced=arguments.force, planned=planned["generation"])
+    order.ask(arguments, "failover", **wanted, planned=planned["generation"])
     print("ordered (coloha status --watch shows how it goes)")
     return exits.OK
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from coloha.cli import exits
 from coloha.sim import campaign
 from coloha.sim.faults import KINDS, USUAL, PlanError, written
-from coloha.sim.history import Outcome, live, plan
+from coloha.sim.history import ARBITERS, Outcome, drawn_arbiter, live, plan
 from coloha.sim.shrink import shrink
 
 EXAMPLE = """examples:
@@ -28,7 +28,7 @@ faults:
 SEEDS = 1 << 40
 _SHOWN = (
     *("failovers", "boots", "adopted", "overtaken", "recovered", "copy-bad", "hung"),
-    *("epoch-kept", "late output"),
+    *("epoch-kept", "late output", "switched off", "conceded"),
 )
 
 
@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=(1, 2),
         help="one history, again and again, with one or two faults at every step of it",
     )
+    parser.add_argument(
+        "--arbiter",
+        choices=ARBITERS,
+        help="who decides when the nodes do not hear each other (default: drawn from the seed)",
+    )
     parser.add_argument("--plan", metavar="TEXT", help="one history, with exactly these faults")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--json", action="store_true", help="print JSON, for machines")
@@ -62,15 +67,16 @@ def call(arguments: argparse.Namespace) -> int:
     kinds = tuple(arguments.fault or USUAL)
     if arguments.plan is not None:
         try:
-            planned = plan(seed, text=arguments.plan)
+            planned = plan(seed, text=arguments.plan, arbiter=arguments.arbiter or "witness")
         except PlanError as error:
             print(f"coloha: --plan: {error}", file=sys.stderr)
             return exits.BAD_CONFIG
         return _tell_one(live(planned, log=True), arguments.json)
     if arguments.sweep is not None:
-        report = campaign.sweep(arguments.sweep, seed, arguments.fault, arguments.jobs)
+        arbiter = arguments.arbiter or drawn_arbiter(seed)
+        report = campaign.sweep(arguments.sweep, seed, arguments.fault, arguments.jobs, arbiter)
     else:
-        report = campaign.run(seed, arguments.histories, kinds, arguments.jobs)
+        report = campaign.run(seed, arguments.histories, kinds, arguments.jobs, arguments.arbiter)
     told = [live(shrink(live(planned)).plan, log=True) for planned in report.broken]
     if arguments.json:
         print(json.dumps(_report(report) | {"broken": [_json(outcome) for outcome in told]}))
@@ -110,7 +116,8 @@ def story(outcome: Outcome) -> Iterator[str]:
         yield f"{line.at:9.4f}  {line.who:6} {line.text}"
     yield ""
     text = written(planned.faults, planned.heal_at)
-    yield f"again: coloha simulate --seed {planned.seed} --plan '{text}'"
+    arbiter = "" if planned.arbiter == "witness" else f" --arbiter {planned.arbiter}"
+    yield f"again: coloha simulate --seed {planned.seed}{arbiter} --plan '{text}'"
 
 
 def _report(report: campaign.Report) -> dict[str, object]:
@@ -126,6 +133,7 @@ def _json(outcome: Outcome) -> dict[str, object]:
     violation = outcome.violation
     return {
         "seed": outcome.plan.seed,
+        "arbiter": outcome.plan.arbiter,
         "violation": violation.name if violation else None,
         "text": str(violation) if violation else None,
         "plan": written(outcome.plan.faults, outcome.plan.heal_at),

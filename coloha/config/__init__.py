@@ -3,6 +3,7 @@
 `load` is the way in. Durations are floats in seconds, sizes ints in bytes, paths absolute.
 """
 
+from coloha.config.fencing import FenceAgent
 from coloha.config.load import Config, load
 from coloha.config.model import (
     Checkpoint,
@@ -26,7 +27,8 @@ from coloha.config.units import (
     parse_seconds,
 )
 from coloha.config.values import read_key, read_password
-from coloha.config.witness import EtcdWitness, FileWitness, Witness
+from coloha.config.watchdog import Watchdog
+from coloha.config.witness import EtcdWitness, FileWitness, NoWitness, Witness
 
 __all__ = [
     "Address",
@@ -34,16 +36,19 @@ __all__ = [
     "Checkpoint",
     "Config",
     "EtcdWitness",
+    "FenceAgent",
     "FileWitness",
     "Heartbeat",
     "HostConfig",
     "Listen",
     "Nic",
+    "NoWitness",
     "NodeAddresses",
     "PairConfig",
     "Recovery",
     "Seconds",
     "Vm",
+    "Watchdog",
     "Witness",
     "changed_settings",
     "format_bytes",

@@ -6,7 +6,7 @@ from pathlib import Path
 from coloha.config import rules
 from coloha.config.messages import validate
 from coloha.config.model import HostConfig, PairConfig
-from coloha.config.rules import ValidPair
+from coloha.config.rules import ValidHost, ValidPair
 from coloha.config.source import Source, read
 from coloha.errors import ConfigError, Problem
 
@@ -41,7 +41,7 @@ def load(host_file: Path) -> Config:
         problems += pair_problems
         if pair is not None:
             pairs.append(pair)
-    problems += rules.check(host, pairs)
+    problems += rules.check(ValidHost(host, host_source) if host else None, pairs)
     if problems or host is None:
         raise ConfigError(problems)
     return Config(host, tuple(sorted((pair.config for pair in pairs), key=lambda pair: pair.name)))

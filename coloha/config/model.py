@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from coloha.config.fencing import FenceAgent
 from coloha.config.section import Section, missing
 from coloha.config.units import (
     Address,
@@ -40,6 +41,7 @@ from coloha.config.values import (
     ResolvedPath,
     disks_are_read_only,
 )
+from coloha.config.watchdog import Watchdog
 from coloha.config.witness import Witness
 
 LIVE: dict[str, Any] = {"live": True}
@@ -101,6 +103,16 @@ class HostConfig(Section):
         default=Path("pairs.d"),
         description="Folder with one file per pair, each named after its pair. Only *.yaml is"
         " read. Relative paths start at this file's folder.",
+    )
+    fencing: Mapping[Name, FenceAgent] = Field(
+        default={},
+        description="The other nodes by name, and how this host has the host of each switched off."
+        " A host has one power supply, however many pairs there are, so it is here and not in their"
+        " files.",
+    )
+    watchdog: Watchdog = Field(
+        default_factory=Watchdog,
+        description="What resets this host when its daemon decides nothing any more.",
     )
     event_loop: Literal["uvloop", "asyncio"] = Field(
         default="uvloop",
@@ -322,6 +334,14 @@ class Heartbeat(Section):
         """How long a node is silent before it counts as dead, in seconds."""
         return self.interval * self.misses
 
+    @property
+    def reserve_s(self) -> float:
+        """How long this node may speak, in seconds, once it heard that it was heard.
+
+        A pulse and its echo take up to an interval each, and the lease keeps one back.
+        """
+        return self.interval * (self.misses - 3)
+
     @field_validator("misses")
     @classmethod
     def _outlasts_pauses(cls, misses: int, info: ValidationInfo) -> int:
@@ -400,6 +420,13 @@ class PairConfig(Section):
     witness: Witness = Field(
         description="The third party that records which node may speak, so that never both do."
     )
+    fencing: Literal["none", "optional", "required"] = Field(
+        default="none",
+        description="Whether the host of a silent primary is switched off before its secondary"
+        " speaks. `required`: the secondary holds until that is confirmed. `optional`: with a"
+        " witness it is tried, and its failure told; without one it confirms, or the secondary"
+        " holds. How it is done is in the host files.",
+    )
     recovery: Recovery = Field(
         default_factory=Recovery, description="How the pair becomes protected again."
     )
@@ -428,6 +455,8 @@ class PairConfig(Section):
             mode="json", exclude={"witness": True, "recovery": True, "checkpoint": {"period"}}
         )
         shared["witness"] = self.witness.agreed
+        if self.fencing == "none":
+            del shared["fencing"]  # as nodes of a release say that does not know it
         del shared["vm"]["qemu"]
         for name in ("kernel", "initrd", "firmware"):
             shared["vm"][name] = shared["vm"][name] is not None

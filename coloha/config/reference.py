@@ -113,7 +113,9 @@ def _default(info: FieldInfo) -> str:
         return "see meaning" if not sections_in(info.annotation) else "as below"
     if info.default is None:
         return "none"
-    return "empty list" if info.default == () else f"`{info.default}`"
+    empty = {(): "empty list", "{}": "nothing"}
+    text = info.default if isinstance(info.default, tuple) else str(info.default)
+    return empty.get(text, f"`{info.default}`")
 
 
 def _reload(info: FieldInfo) -> str:

@@ -19,11 +19,20 @@ from coloha.config.model import (
 )
 from coloha.config.source import KeyPath, Source
 from coloha.config.units import Address, format_seconds, shown
+from coloha.config.watchdog import LATE_S
 from coloha.core.wire import MAX_PAIRS
 from coloha.errors import Problem
 
 _Socket: TypeAlias = Literal["channel", "heartbeat"]
 _SOCKETS: tuple[_Socket, ...] = ("channel", "heartbeat")
+
+
+@dataclass(frozen=True, slots=True)
+class ValidHost:
+    """A host that is valid by itself, and its file."""
+
+    config: HostConfig
+    source: Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +57,16 @@ class ValidPair:
             yield node, socket, ("nodes", node, socket), self.address(node, socket)
 
 
-def check(host: HostConfig | None, pairs: list[ValidPair]) -> list[Problem]:
+def check(host: ValidHost | None, pairs: list[ValidPair]) -> list[Problem]:
     """Return what breaks a rule; without a valid host, only the rules between pairs apply."""
     problems = [problem for rule in _RULES for problem in rule(pairs)]
     if host is not None:
         for pair in pairs:
-            problems.extend(_own_node(host, pair))
-            problems.extend(_run_sockets_fit(host, pair))
+            problems.extend(_own_node(host.config, pair))
+            problems.extend(_run_sockets_fit(host.config, pair))
+            problems.extend(_can_fence(host.config, pair))
+            problems.extend(_reset_in_time(host, pair))
+        problems.extend(_others_are_fenced(host, pairs))
     return problems
 
 
@@ -180,6 +192,52 @@ def _run_sockets_fit(host: HostConfig, pair: ValidPair) -> Iterator[Problem]:
             f"makes paths of QEMU's sockets {excess} bytes too long: shorten it, or the host file's"
             " runtime_directory",
         )
+
+
+def _can_fence(host: HostConfig, pair: ValidPair) -> Iterator[Problem]:
+    if pair.config.fencing == "none":
+        return
+    for node in pair.config.nodes:
+        if node != host.node and host.node in pair.config.nodes and node not in host.fencing:
+            yield pair.problem(
+                ("fencing",),
+                f"is {pair.config.fencing}, but the host file does not say how {node}'s host is"
+                f" switched off: add fencing.{node} there, or write none",
+            )
+
+
+def _others_are_fenced(host: ValidHost, pairs: list[ValidPair]) -> Iterator[Problem]:
+    known = {node for pair in pairs for node in pair.config.nodes}
+    for node in host.config.fencing:
+        if node == host.config.node:
+            message = "is this host, which never switches itself off: name the other node"
+        elif known and node not in known:
+            message = f"no pair of this host has a node {node}: correct the name, or remove it"
+        else:
+            continue
+        path = ("fencing", node)
+        yield host.source.problem(path, message, host.source.key_place(path))
+
+
+def _reset_in_time(host: ValidHost, pair: ValidPair) -> Iterator[Problem]:
+    """The host is reset before the other node may speak.
+
+    A watchdog counts from when it was last fed, the other node's patience from the pulse that it
+    last heard of: three intervals may lie between (a pulse, its echo, the lease's reserve).
+    """
+    watchdog, heartbeat = host.config.watchdog, pair.config.heartbeat
+    least = watchdog.timeout + LATE_S
+    if watchdog.mode != "required" or watchdog.in_time(heartbeat.reserve_s):
+        return
+    misses = int(least / heartbeat.interval) + 4
+    yield pair.problem(
+        ("heartbeat",),
+        f"the other node may take over {format_seconds(heartbeat.reserve_s)} after the last sign of"
+        f" life (interval x (misses - 3) = {format_seconds(heartbeat.interval)} x"
+        f" {heartbeat.misses - 3}), but the watchdog needs {format_seconds(least)} to reset this"
+        f" host (watchdog.timeout of {host.source.file.name}, and {format_seconds(LATE_S)} for food"
+        f" that comes late): write misses: {misses}, or a shorter watchdog.timeout",
+    )
 
 
 def _bound(listen: Listen, socket: _Socket) -> Address:

@@ -64,7 +64,7 @@ def _one_of(words: Mapping[str, int]) -> str:
     return f"{', '.join(most)} or {last}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Notation:
     """One kind of quantity: its units in terms of the smallest, and how to help with others."""
 

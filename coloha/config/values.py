@@ -26,6 +26,7 @@ _INTERFACE = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,14}"
 _MAC = r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}"
 _MACHINE = r"[A-Za-z0-9][A-Za-z0-9._-]*(,[A-Za-z0-9._-]+=[A-Za-z0-9._-]+)*"
 _KEY_PREFIX = r"[A-Za-z0-9._/-]{0,127}/"
+_PARAMETER = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
 _URL = r"https?://([0-9]{1,3}(\.[0-9]{1,3}){3}|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}"
 _CPU = r"[^\s,][^\s]*"
 
@@ -283,6 +284,15 @@ def _key_prefix(text: str) -> str:
     return text
 
 
+def _parameter(text: str) -> str:
+    if re.fullmatch(_PARAMETER, text) is None:
+        raise ValueError(
+            f"{shown(text)} is not the name of a parameter: use letters, digits, '_' and '-',"
+            " beginning with a letter"
+        )
+    return text
+
+
 def _user(text: str) -> str:
     if not (0 < len(text) <= 256 and text.isprintable()):
         raise ValueError(f"{shown(text)} is not a user: write up to 256 characters on one line")
@@ -375,6 +385,14 @@ KeyPrefix = Annotated[
     WithJsonSchema({"type": "string", "pattern": f"^{_KEY_PREFIX}$"}),
 ]
 """What the keys of etcd begin with."""
+
+ParameterName = Annotated[
+    str,
+    AfterValidator(_parameter),
+    Kind("text"),
+    WithJsonSchema({"type": "string", "pattern": f"^{_PARAMETER}$"}),
+]
+"""What a program calls one of its parameters."""
 
 User = Annotated[str, AfterValidator(_user), Kind("text")]
 """A user of another service."""

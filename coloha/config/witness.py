@@ -154,5 +154,36 @@ class EtcdWitness(Section):
         return file
 
 
-Witness = Annotated[FileWitness | EtcdWitness, Field(discriminator="type")]
+class NoWitness(Section):
+    """No witness: two hosts alone. Each keeps its copy of the record, and none can tell a dead host
+    from a cut link: what then happens has to be chosen.
+    """
+
+    type: Literal["none"] = Field(description="Kind of witness: `none` is none at all.")
+    on_silence: Literal["hold", "primary"] = Field(
+        default="hold",
+        description="What happens to a protected pair whose nodes do not hear each other. `hold`:"
+        " the output waits until they do, until the silent host is known to be switched off (see"
+        " `fencing`), or until an operator decides. `primary`: the primary goes on alone; its"
+        " secondary never takes over from silence, so the death of the primary's host is not"
+        " survived without an operator.",
+    )
+
+    @property
+    def timeout(self) -> float:
+        """Nobody is asked, in seconds."""
+        return 0.0
+
+    @property
+    def place(self) -> str:
+        """Where the records are, for messages."""
+        return "of none"
+
+    @property
+    def agreed(self) -> str:
+        """What both nodes must say alike."""
+        return f"{self.type} {self.on_silence}"
+
+
+Witness = Annotated[FileWitness | EtcdWitness | NoWitness, Field(discriminator="type")]
 """Any kind of witness."""

@@ -13,6 +13,8 @@ from coloha.core.events import (
     CopyBad,
     Event,
     FailoverRequested,
+    Fenced,
+    FenceDone,
     GuestShutdown,
     Heard,
     Invited,
@@ -36,11 +38,14 @@ from coloha.core.events import (
 )
 from coloha.core.phases import Phase
 from coloha.core.record import Record
+from coloha.core.unwitnessed import compare
 
 
 def _started(c: Context, event: Started) -> None:
     c.started = True
     c.durable = event.durable
+    if not c.s.witnessed:
+        c.record = event.durable.record
     c.run = event.found
     if event.found is not None:
         c.session = event.found.session
@@ -61,6 +66,8 @@ def _heard(c: Context, event: Heard) -> None:
         _hold(c, f"{c.s.peer}'s daemon restarts")
     if c.started and event.peer.pauses > c.durable.pauses:
         _count_pauses(c, event.peer.pauses)
+    if c.started and not c.s.witnessed:
+        compare(c, event.peer)
 
 
 def _unattended(c: Context, event: Unattended) -> None:
@@ -127,16 +134,7 @@ def _record_read(c: Context, event: RecordRead) -> None:
         _witness_failed(c, WitnessFailed("its record is old: was it restored from a backup?"))
         return
     _answered(c)
-    _learn(c, event.record)
-
-
-def _learn(c: Context, record: Record | None) -> None:
-    """Take in what the record is; a new generation is a turn of the pair's fate."""
-    if c.record is not None and record is not None and record.generation > c.record.generation:
-        c.turns.append(c.now)
-        while len(c.turns) > c.s.flap_limit + 1:
-            c.turns.popleft()
-    c.record = record
+    c.learn(event.record)
 
 
 def _is_older(c: Context, record: Record | None) -> bool:
@@ -150,7 +148,7 @@ def _is_older(c: Context, record: Record | None) -> bool:
 
 def _swap_done(c: Context, event: SwapDone) -> None:
     _answered(c)
-    _learn(c, event.record)
+    c.learn(event.record)
 
 
 def _witness_failed(c: Context, event: WitnessFailed) -> None:
@@ -257,6 +255,23 @@ def _channel_failed(c: Context, event: ChannelFailed) -> None:
         c.channel = event.reason
 
 
+def _fence_done(c: Context, event: FenceDone) -> None:
+    """A confirmed fencing means: whatever ran there when it was asked for is dead."""
+    if c.fence is None or event.number != c.fence.number:
+        return
+    c.fence = None
+    if event.outcome is Fenced.CONFIRMED:
+        c.fenced, c.fenced_at = c.fence_session, c.fence_asked_at
+        c.fence_retry_at = float("-inf")
+        c.fence_backoff.reset()
+        c.tell("fenced", f"{c.s.peer}'s host was switched off", Severity.WARNING)
+        return
+    c.fence_failed_at = c.now
+    c.fence_retry_at = c.now + c.fence_backoff.next()
+    how = "may not have been" if event.outcome is Fenced.UNKNOWN else "was not"
+    c.tell("fence-failed", f"{c.s.peer} {how} switched off: {event.reason}", Severity.ERROR)
+
+
 def _period_changed(c: Context, event: PeriodChanged) -> None:
     c.pacing.period_s = event.period_s
 
@@ -286,6 +301,7 @@ _ABSORBERS: dict[type, Callable[[Context, Any], None]] = {
     Invited: _invited,
     ChannelReady: _channel_ready,
     ChannelFailed: _channel_failed,
+    FenceDone: _fence_done,
     PeriodChanged: _period_changed,
     StartRequested: _start_requested,
     Leaving: _leaving,

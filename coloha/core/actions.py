@@ -112,6 +112,13 @@ class DropChannel:
 
 
 @dataclass(frozen=True, slots=True)
+class Fence:
+    """Have the other node's host switched off, for certain. Answer: `FenceDone`."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """Send a heartbeat now: something changed that the other node should know."""
 
@@ -144,6 +151,7 @@ Action = (
     | Invite
     | Admit
     | DropChannel
+    | Fence
     | Beat
     | Tell
 )

@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 from coloha.core.actions import DropChannel, Kill, Launch, Script, Severity, SwapRecord
-from coloha.core.context import Context
+from coloha.core.context import Context, Fencing
 from coloha.core.events import Adopted, ColoMode, Failure, Role, Run, ScriptDone
-from coloha.core.phases import Phase
+from coloha.core.ownership import move_record, own
+from coloha.core.phases import SPEAKING, Phase
 from coloha.core.record import OPERATOR, first_record
 
 SECONDARY_WAITS = 2
@@ -55,6 +56,8 @@ def _begin(c: Context) -> None:
     listened_at = c.phase_since + c.detector.detection_s
     if not c.s.first:
         c.go(Phase.STANDBY)
+    elif not c.s.witnessed:
+        _begin_unwitnessed(c)
     elif c.peer is not None and c.peer.generation > 0:
         c.trouble = f"{c.s.peer} knows a record, the witness here does not: is it mounted?"
         c.wait("the witness")
@@ -66,14 +69,30 @@ def _begin(c: Context) -> None:
         c.swap_record(first_record(f"{c.s.incarnation:x}", c.s.me))
 
 
+def _begin_unwitnessed(c: Context) -> None:
+    """A disk that was wiped looks like the beginning: the other node must know nothing either."""
+    if c.heard is not None and c.heard.record is None and not c.heard.living:
+        move_record(c, first_record(f"{c.s.incarnation:x}", c.s.me), c.s.me)
+        _without_qemu(c)
+    else:
+        c.wait(f"{c.s.peer} to be heard: only then is it known that the VM runs nowhere")
+
+
+def _yield_lost(c: Context) -> bool:
+    """If the record names this node and a secondary, our copy is gone: yield and return True."""
+    assert c.record is not None
+    if c.record.session is None:
+        return False
+    c.session = c.record.session
+    c.give_up(c.record.session)
+    c.go(Phase.YIELDED)
+    return True
+
+
 def _without_qemu(c: Context) -> None:
     assert c.record is not None
     if c.record.primary == c.s.me:
-        if c.record.protected and c.record.session is not None:
-            c.session = c.record.session
-            c.give_up(c.record.session)
-            c.go(Phase.YIELDED)
-        else:
+        if not _yield_lost(c):
             c.go(Phase.OFF if c.durable.off else Phase.BOOT)
         return
     if c.record.secondary == c.s.me and c.record.session is not None:
@@ -87,6 +106,7 @@ def _found(c: Context) -> None:
     if c.durable.generation == 0:
         _halt(c, "a QEMU of this pair runs, but the state file that says of what age is gone")
     elif _entitled(c):
+        c.met = True  # it has run all the time
         c.go(Phase.ADOPT)
     else:
         c.tell("stale-qemu", "the QEMU found running belongs to an older generation")
@@ -160,7 +180,8 @@ def standby(c: Context) -> None:
     """Wait to be invited; watch for the record to name this node."""
     record, peer = c.record, c.heard
     if record is not None and record.primary == c.s.me:
-        c.go(Phase.BOOT)
+        if not _yield_lost(c):
+            c.go(Phase.BOOT)
         return
     if peer is not None and peer.generation > (record.generation if record else 0):
         c.hint()
@@ -177,14 +198,35 @@ def standby(c: Context) -> None:
     _answer_invitation(c)
 
 
-def _seized(c: Context) -> bool:
-    """Carry out an operator's order to run the VM here, whatever the other node does (R4)."""
+def forced(c: Context) -> bool:
+    """Whether an operator's force stands, and the other host is off as far as can be seen to.
+
+    With fencing it is switched off first; if that fails, the order lapses.
+    """
     if c.ordered is None or not c.ordered.forced:
         return False
-    if not c.ordered_here(forced=True):
+    if not c.ordered_here(forced=True) or c.fence_failed_at >= c.ordered_at:
         c.lapse()
         return False
+    unfenced = c.s.fencing is Fencing.NONE or c.ordered.vouched
+    if unfenced or c.fenced_at >= c.ordered_at:
+        return True
+    c.have_fenced()
+    c.wait(f"{c.s.peer}'s host to be switched off")
+    return False
+
+
+def _seized(c: Context) -> bool:
+    """Carry out an operator's order to run the VM here, whatever the other node does (R4)."""
+    if not forced(c):
+        return c.ordered is not None and c.ordered.forced
     assert c.record is not None
+    if not c.s.witnessed:
+        c.tell("seizing", f"an operator wants the VM of {c.s.peer} here", Severity.WARNING)
+        own(c, forced=True)
+        c.go(Phase.BOOT)
+        return True
+    assert c.ordered is not None
     c.wait("the witness")
     if c.read_at is None or c.read_at < c.ordered_at:
         c.read_record()
@@ -201,11 +243,13 @@ def _cold_start(c: Context) -> bool:
     record = c.record
     if record is None or not record.protected or record.secondary != c.s.me or c.paused:
         return False
+    if not c.s.witnessed:
+        return False
     due = c.abandoned_since + SECONDARY_WAITS * c.s.cold_start_after_s
     if c.now < due:
         c.wake(due)
         return False
-    c.own()  # from then on the record names this node
+    own(c)  # from then on the record names this node
     return True
 
 
@@ -288,7 +332,7 @@ def off(c: Context) -> None:
         c.again_at = c.now + KILL_AGAIN_S
     if c.record is not None and c.record.primary == c.s.peer:
         c.go(Phase.STANDBY)  # with a QEMU it would have been overtaken
-    elif not c.own():
+    elif not own(c):
         pass
     elif c.run is not None:
         c.wait("QEMU to exit", max(c.again_at, c.phase_since + SHUTDOWN_S))
@@ -316,6 +360,12 @@ def switched_off(c: Context) -> bool:
 def overtaken(c: Context) -> bool:
     """Whether the other node speaks for the VM in a newer generation than our QEMU's."""
     record, peer, mine = c.record, c.peer, c.durable.generation
-    if record is not None and record.primary == c.s.peer and record.generation > mine:
+    theirs = record is not None and record.primary == c.s.peer
+    if record is not None and theirs and record.generation > mine:
         return True
+    if not c.s.witnessed:  # of two records of one generation theirs may have been found right
+        return theirs and c.phase in _AS_PRIMARY
     return peer is not None and peer.owner and peer.generation > mine
+
+
+_AS_PRIMARY = SPEAKING | {Phase.BOOT, Phase.DEFEND, Phase.PROMOTE}

@@ -6,10 +6,12 @@ Events only change facts (`absorb.py`); each phase then looks at the facts and d
 
 from collections import deque
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 from coloha.core.actions import (
     Action,
     Beat,
+    Fence,
     Persist,
     ReadRecord,
     RunScript,
@@ -43,8 +45,31 @@ WITNESS_AGAIN_S = 1.0
 """Longest time between two questions to a witness that does not answer."""
 
 
+FENCE_AGAIN_S = 1.0
+"""Shortest time between two attempts to fence the other node."""
+
+
 class InvariantError(AssertionError):
     """The machine was about to break a promise: a bug. The pair is held, nothing is released."""
+
+
+class OnSilence(StrEnum):
+    """Without a witness: what happens to a protected pair whose nodes do not hear each other."""
+
+    HOLD = "hold"
+    """Neither goes on by itself: output is held until they hear each other, or one is fenced."""
+    PRIMARY = "primary"
+    """The primary goes on alone at once; the secondary never takes over from silence."""
+
+
+class Fencing(StrEnum):
+    """Whether the other node's host can be switched off, and how much depends on it."""
+
+    NONE = "none"
+    OPTIONAL = "optional"
+    """With a witness: tried before a secondary speaks; its failure is told, and borne."""
+    REQUIRED = "required"
+    """A secondary does not speak after a silence until it is confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +97,16 @@ class Settings:
     flap_limit: int = 5
     flap_window_s: float = 0.0
     """More than `flap_limit` generations within this time are too many; 0 for no limit."""
+    witnessed: bool = True
+    """Whether the record is at a witness; else each node has its own copy of it (R7)."""
+    on_silence: OnSilence = OnSilence.HOLD
+    fencing: Fencing = Fencing.NONE
+    fence_delay_s: float = 0.0
+    """Without a witness: how long a secondary waits before it has its silent primary fenced.
+
+    A primary with the same in mind must be done by then, or both hosts are switched off: more than
+    1.5 x `stall_timeout_s` + `interval_s` x `misses` + what fencing takes.
+    """
 
 
 @dataclass(slots=True)
@@ -104,6 +139,19 @@ class Context:
     """A swap of ours may have been made, or may yet be."""
     witness_error: str | None = None
     witness_retry_at: float = float("-inf")
+    met: bool = False
+    """Without a witness: this daemon knows that no other VM of the pair runs (R7)."""
+    fence: Fence | None = None
+    """The fencing that was asked for and has not ended."""
+    fence_asked_at: float = float("-inf")
+    fence_session: int | None = None
+    fences: int = 0
+    fence_retry_at: float = float("-inf")
+    fence_failed_at: float = float("-inf")
+    fenced: int | None = None
+    """The session in which the other node's host was seen to be switched off: its copy is gone."""
+    fenced_at: float = float("-inf")
+    """When that was asked for."""
     turns: deque[float] = field(default_factory=deque)
     """When the last generations began, as far as this node saw it."""
 
@@ -157,11 +205,13 @@ class Context:
     protect_backoff: Backoff = field(init=False)
     boot_backoff: Backoff = field(init=False)
     witness_backoff: Backoff = field(init=False)
+    fence_backoff: Backoff = field(init=False)
 
     def __post_init__(self) -> None:
         self.protect_backoff = Backoff(self.s.retry_min_s, self.s.retry_max_s)
         self.boot_backoff = Backoff(self.s.retry_min_s, self.s.retry_max_s)
         self.witness_backoff = Backoff(REREAD_S, WITNESS_AGAIN_S)
+        self.fence_backoff = Backoff(FENCE_AGAIN_S, max(FENCE_AGAIN_S, self.s.retry_max_s))
 
     # What follows from the facts
 
@@ -202,8 +252,13 @@ class Context:
             and self.ordered.forced == forced
             and self.record is not None
             and self.record.generation == self.ordered.generation
-            and (self.silent or not forced)
+            and (self.silent or not forced or self.fenced_at >= self.ordered_at)
         )
+
+    @property
+    def agreed(self) -> bool:
+        """Whether the other node is known to know the record."""
+        return self.s.witnessed or (self.heard is not None and self.heard.record == self.record)
 
     @property
     def calm_at(self) -> float:
@@ -235,8 +290,9 @@ class Context:
     @property
     def peer_gave_up(self) -> bool:
         """Whether the other node lost its copy of our session, beyond doubt."""
-        return (
-            self.peer is not None and self.session is not None and self.peer.gave_up == self.session
+        return self.session is not None and (
+            (self.peer is not None and self.peer.gave_up == self.session)
+            or self.fenced == self.session
         )
 
     @property
@@ -321,7 +377,7 @@ class Context:
 
     def read_record(self) -> None:
         """Ask the witness for the record, unless it is being asked or has just failed."""
-        if self.asking is not None:
+        if self.asking is not None or not self.s.witnessed:
             return
         if self.now < self.witness_retry_at:
             self.wake(self.witness_retry_at)
@@ -365,18 +421,33 @@ class Context:
         self.asking = SwapRecord(self.record, new, by)
         self.actions.append(self.asking)
 
-    def own(self) -> bool:
-        """Work towards being the only one who may speak; return whether that is so.
+    def learn(self, record: Record | None) -> None:
+        """Take in what the record is; a new generation is a turn of the pair's fate."""
+        if self.record is not None and record and record.generation > self.record.generation:
+            self.turns.append(self.now)
+            while len(self.turns) > self.s.flap_limit + 1:
+                self.turns.popleft()
+        self.record = record
 
-        Only for a primary, or the secondary of a protected record: see the rules in `record.py`.
-        """
-        if self.owned:
-            self.enter_generation()
-            return True
-        assert self.record is not None
-        self.wait("the witness")
-        self.swap_record(self.record.take_over(self.s.me))
-        return False
+    def copy_record(self, record: Record) -> None:
+        """Without a witness: remember `record` as what is known of the record."""
+        self.learn(record)
+        self.persist(replace(self.durable, record=record))
+        self.actions.append(Beat())
+
+    def have_fenced(self) -> None:
+        """Have the other node's host switched off, unless that is under way or has just failed."""
+        if self.fence is not None:
+            return
+        if self.now < self.fence_retry_at:
+            self.wake(self.fence_retry_at)
+            return
+        self.fences += 1
+        self.fence = Fence(self.fences)
+        self.fence_asked_at = self.now
+        self.fence_session = self.session
+        self.tell("fencing", f"{self.s.peer}'s host is being switched off", Severity.WARNING)
+        self.actions.append(self.fence)
 
     def start(self, script: Script, timeout_s: float) -> None:
         """Run a script."""

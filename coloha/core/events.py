@@ -35,6 +35,7 @@ class Durable:
     session for which this node, as primary, asked the witness to say protected in that generation:
     such a swap may be made late, so the generation must end before output may flow freely again.
     `pauses` counts the operator's pauses and resumes, on both nodes together; see `Durable.paused`.
+    `record` is this node's copy of the record, if there is no witness that holds it (R7).
     """
 
     lineage: str | None = None
@@ -43,6 +44,7 @@ class Durable:
     asked: int | None = None
     off: bool = False
     pauses: int = 0
+    record: Record | None = None
 
     @property
     def paused(self) -> bool:
@@ -91,6 +93,10 @@ class PeerState:
     grows with the machine's progress (a sender that stands still is not alive); `echo` is the
     newest pulse it heard from the receiver, 0 for none. `restarting`: the sender's daemon stops and
     means to be back. `pauses` is `Durable.pauses`.
+
+    Without a witness: `record` is the sender's copy of the record. `living`: it has a QEMU of this
+    pair. `claims`: its QEMU lives and it wants to go on alone; the receiver is to give up its copy
+    of `session`.
     """
 
     phase: Phase
@@ -105,6 +111,9 @@ class PeerState:
     echo: int
     restarting: bool = False
     pauses: int = 0
+    record: Record | None = None
+    living: bool = False
+    claims: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +264,26 @@ class ChannelFailed:
     reason: str
 
 
+class Fenced(StrEnum):
+    """How an attempt to have the other node's host switched off ended."""
+
+    CONFIRMED = "confirmed"
+    """It is off, or was restarted: nothing that ran there runs any more."""
+    FAILED = "failed"
+    """It was not done."""
+    UNKNOWN = "unknown"
+    """It may have been done, or may yet be."""
+
+
+@dataclass(frozen=True, slots=True)
+class FenceDone:
+    """Fencing `number` ended; `reason` says how, in words."""
+
+    number: int
+    outcome: Fenced
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class PeriodChanged:
     """The configuration now asks for another checkpoint period, seconds."""
@@ -284,11 +313,13 @@ class FailoverRequested:
     """An operator wants the VM on the other node, or, `forced`, on this one at any price.
 
     `generation` is the one of the record that the operator was shown: in another one the order
-    means nothing.
+    means nothing. `vouched`: the operator has seen to it that the other host is off, so it need not
+    be fenced first.
     """
 
     forced: bool
     generation: int
+    vouched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +346,7 @@ Event = (
     | Invited
     | ChannelReady
     | ChannelFailed
+    | FenceDone
     | PeriodChanged
     | StartRequested
     | Leaving

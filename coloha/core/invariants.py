@@ -1,7 +1,7 @@
 """The promises, checked after each step, in production too. A breach stops the pair, held."""
 
-from coloha.core.actions import Launch, RunScript, Script, SwapRecord
-from coloha.core.context import Context, InvariantError
+from coloha.core.actions import Fence, Launch, RunScript, Script, SwapRecord
+from coloha.core.context import Context, Fencing, InvariantError
 from coloha.core.events import Role
 from coloha.core.phases import SPEAKING, Phase
 from coloha.core.record import swap_problem
@@ -15,6 +15,10 @@ def check(c: Context) -> None:
             problem = _script_problem(c, action)
         elif isinstance(action, SwapRecord):
             problem = swap_problem(action.expected, action.new, action.by)
+            if not c.s.witnessed:
+                problem = "R7: there is no witness to be asked"
+        elif isinstance(action, Fence) and c.s.fencing is Fencing.NONE:
+            problem = "no way to fence is known"
         elif isinstance(action, Launch) and action.run.role is Role.PRIMARY and not c.owned:
             problem = "a VM is started only by the node that the record names alone"
         if problem is not None:

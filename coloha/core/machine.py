@@ -115,6 +115,8 @@ class PairMachine:
         c.wakes = []
         c.pulse.step(c.now)
         self._notice_stall()
+        if not c.s.witnessed:
+            c.read_at = c.now  # a copy on the own disk is never out of date
         absorb(c, event)
         self._act()
         check(c)
@@ -142,7 +144,7 @@ class PairMachine:
 
     def _act(self) -> None:
         c = self._context
-        if c.ordered is not None and c.now >= c.ordered_at + ORDER_S:
+        if c.ordered is not None and c.fence is None and c.now >= c.ordered_at + ORDER_S:
             c.lapse()
         for _ in range(MAX_MOVES):
             before = c.phase

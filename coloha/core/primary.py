@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 from coloha.core.actions import Invite, Script, Severity
-from coloha.core.common import insist, launch
-from coloha.core.context import Context
+from coloha.core.common import forced, insist, launch
+from coloha.core.context import Context, Fencing, OnSilence
 from coloha.core.events import Committed, Failure, Kept, Role, ScriptDone, ScriptFailed
+from coloha.core.ownership import entitled, move_record, own
 from coloha.core.phases import Phase
+from coloha.core.record import OPERATOR
 
 ARM_TIMEOUT_S = 5.0
 LEAVE_TIMEOUT_S = 5.0
@@ -20,7 +22,7 @@ def boot(c: Context) -> None:
     """Start the VM's QEMU, once nobody else can have a say."""
     if c.record is not None and c.record.primary == c.s.peer:
         c.go(Phase.STANDBY)
-    elif not c.own():
+    elif not own(c):
         pass
     elif c.run is not None and c.alive:
         c.session = None
@@ -29,6 +31,8 @@ def boot(c: Context) -> None:
         c.go(Phase.SOLO)
     elif c.run is not None:
         c.wait("QEMU to start")
+    elif not (c.s.witnessed or c.met):
+        _ask_for_company(c)
     elif c.now >= c.boot_at:
         c.boot_at = c.now + c.boot_backoff.next()
         c.persist(replace(c.durable, off=False))
@@ -36,6 +40,16 @@ def boot(c: Context) -> None:
         c.wait("QEMU to start")
     else:
         c.wait("the next attempt to start QEMU", c.boot_at)
+
+
+def _ask_for_company(c: Context) -> None:
+    """Without a witness: an operator may have given the VM to the other node meanwhile (R7)."""
+    c.trouble = f"{c.s.peer} may have the VM: nothing was heard of it since coloha started here"
+    c.wait(f"{c.s.peer} to be heard, or an operator: coloha failover --force")
+    if forced(c):
+        assert c.record is not None
+        move_record(c, c.record.take_over(c.s.me), OPERATOR)
+        own(c)
 
 
 def _gone(c: Context) -> bool:
@@ -69,6 +83,9 @@ def solo(c: Context) -> None:
     elif c.now >= c.pulse.lease_until():
         c.trouble = f"{c.s.peer} does not hear this node"
         c.wait(f"{c.s.peer} to hear this node")
+    elif not c.agreed:
+        c.trouble = c.trouble or f"{c.s.peer} has another record: {peer.record or 'none'}"
+        c.wait(f"{c.s.peer} to take the record over")
     elif c.now < c.calm_at:
         _calm_down(c)
     elif c.now < c.protect_at:
@@ -238,22 +255,25 @@ def _epochs(c: Context) -> str | None:
 
 def arm(c: Context) -> None:
     """Hold the output, commit once, then let the record say protected (R1)."""
-    if c.run is None and c.durable.asked is not None:
+    asked = c.guarded or c.durable.asked is not None
+    if c.run is None and asked:
         c.go(Phase.YIELDED)
         return
     if _gone(c):
         return
     broken = _epochs(c)
-    if c.guarded:
+    if c.guarded and c.agreed:
         c.trouble = None
         c.protect_backoff.reset()
         c.tell("protected", f"{c.s.peer} follows and may take over")
         c.go(Phase.PROTECTED)
-    elif broken == HUNG and c.durable.asked == c.session and c.may_hand_over:
+    elif broken == HUNG and asked and c.may_hand_over:
         _kill_hung(c)
     elif broken is not None:
         _not_now(c, broken)
         c.go(Phase.LEAVE if c.owned else Phase.DEFEND)
+    elif c.guarded:
+        c.wait(f"{c.s.peer} to take the record over")
     elif c.committed == 0:
         c.wait("the first commit")
     elif not c.peer_can_take_over:
@@ -270,6 +290,9 @@ def _kill_hung(c: Context) -> None:
 def _ask_for_protection(c: Context) -> None:
     assert c.record is not None
     assert c.session is not None
+    if not c.s.witnessed:
+        move_record(c, c.record.protect(c.s.peer, c.session), c.s.me)
+        return
     c.wait("the witness")
     # From here on the other node may be able to take over, whatever becomes of the answer.
     c.persist(replace(c.durable, asked=c.session))
@@ -332,8 +355,22 @@ def defend(c: Context) -> None:
         c.go(Phase.PROTECTED)
     else:
         c.checked = True
-        if c.own():
+        ordered = not c.s.witnessed and forced(c)
+        if own(c, forced=ordered):
             c.go(Phase.LEAVE)
+        elif not c.s.witnessed:
+            _hold(c)
+
+
+def _hold(c: Context) -> None:
+    """Without a witness: the other node is asked to give its copy up; have it fenced, or wait."""
+    patience = c.phase_since + c.detector.detection_s
+    c.wake(patience)
+    if c.s.fencing is Fencing.NONE or c.s.on_silence is not OnSilence.HOLD:
+        return
+    c.wait(f"{c.s.peer} to give its copy up, or its host to be switched off")
+    if c.silent or c.now >= patience:
+        c.have_fenced()
 
 
 def _recovered(c: Context) -> bool:
@@ -379,14 +416,17 @@ def yielded(c: Context) -> None:
         peer is not None and peer.phase is Phase.STANDBY and peer.session != c.session
     )
     alone_at = c.abandoned_since + c.s.cold_start_after_s
-    abandoned = c.ordered_here(forced=True) or (c.now >= alone_at and not c.paused)
-    if not record.protected or both_lost or abandoned:
-        if c.own():
+    ordered = forced(c)
+    abandoned = c.s.witnessed and c.now >= alone_at and not c.paused
+    alone = both_lost if c.s.witnessed else entitled(c)
+    if not record.protected or alone or abandoned or ordered:
+        if own(c, forced=not c.s.witnessed and ordered):
             c.trouble = "both copies of the VM were lost"
             c.tell("cold-start", f"{c.trouble}: it boots again", Severity.ERROR)
             c.go(Phase.BOOT)
         return
-    c.wait(f"{c.s.peer} to take over")
+    help_ = "" if c.s.witnessed or not c.silent else ", or an operator: coloha failover --force"
+    c.wait(f"{c.s.peer} to take over{help_}")
     c.wake(alone_at)
     due = max(c.again_at, c.phase_since + YIELD_REREAD_S)
     if c.now >= due:

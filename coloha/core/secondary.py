@@ -1,9 +1,10 @@
 """Phases of the node that follows, up to the moment when it speaks."""
 
 from coloha.core.actions import Admit, DropChannel, Script, Severity
-from coloha.core.common import insist, refuse
-from coloha.core.context import Context
+from coloha.core.common import forced, insist, refuse
+from coloha.core.context import Context, Fencing, OnSilence
 from coloha.core.events import ScriptDone, ScriptFailed
+from coloha.core.ownership import entitled, own
 from coloha.core.phases import Phase
 
 ACCEPT_TIMEOUT_S = 5.0
@@ -93,19 +94,25 @@ def follow(c: Context) -> None:
     if c.owned:
         c.go(Phase.CLAIM)  # a swap of ours was made after all
         return
+    if _conceded(c) or _seized(c):
+        return
     if _superseded(c):
         c.hint()
     peer = c.heard
     if not _guards(c) and peer is not None and peer.phase is Phase.PROTECTED:
         c.hint()
     ordered = c.ordered_here(forced=False)
-    if c.peer_gone and c.paused and not ordered:
+    may_claim = _may_claim(c)
+    if may_claim and c.paused and not ordered:
         c.watch_record()
         c.wait("an operator: failover is paused (coloha resume, or coloha failover)")
         return
-    if c.peer_gone and c.now >= c.again_at:
+    if may_claim and c.now >= c.again_at:
         c.by_order = ordered
         c.go(Phase.CLAIM)
+        return
+    if c.silent and not c.s.witnessed:
+        _hold(c)
         return
     if _left_behind(c):
         fresh = c.read_at is not None and c.read_at > c.detector.heard_at
@@ -115,6 +122,64 @@ def follow(c: Context) -> None:
         c.hint()
     c.watch_record()
     c.wait(f"{c.s.peer}'s checkpoints", c.again_at)
+
+
+def _may_claim(c: Context) -> bool:
+    return c.peer_gone if c.s.witnessed else _guards(c) and entitled(c)
+
+
+def _conceded(c: Context) -> bool:
+    """Give this copy up for good if the primary lives and wants to go on alone (R7)."""
+    peer = c.heard
+    if c.s.witnessed or peer is None or not peer.claims or peer.session != c.session:
+        return False
+    assert c.session is not None
+    c.give_up(c.session)
+    c.tell("conceded", f"{c.s.peer} goes on alone: the copy here is given up", Severity.WARNING)
+    c.go(Phase.KILL)
+    return True
+
+
+def _seized(c: Context) -> bool:
+    """Without a witness: take over if an operator says that the other host is off."""
+    if c.s.witnessed or c.ordered is None or not c.ordered.forced:
+        return False
+    if forced(c):
+        c.tell("seizing", f"an operator wants the VM of {c.s.peer} here", Severity.WARNING)
+        own(c, forced=True)
+        c.go(Phase.CLAIM)
+    return True
+
+
+def _hold(c: Context) -> None:
+    """Without a witness silence says nothing: have the primary's host fenced, or wait."""
+    peer = c.s.peer
+    if c.s.on_silence is OnSilence.PRIMARY:
+        c.wait(
+            f"{peer} to be heard, which may go on alone; or an operator: coloha failover --force"
+        )
+    elif c.s.fencing is Fencing.NONE or c.paused or not _guards(c):
+        c.wait(f"{peer} to be heard, or an operator: coloha failover --force")
+    else:
+        due = c.detector.silent_at() + c.s.fence_delay_s
+        c.wait(f"{peer}'s host to be switched off", due)
+        if c.now >= due:
+            c.have_fenced()
+
+
+def _may_speak(c: Context) -> bool:
+    """Whether the primary, whose generation this node has won, cannot speak any more."""
+    if not c.s.witnessed or c.peer_gave_up or (c.peer_gone and not c.silent):
+        return True
+    if not c.silent:
+        c.wait(f"{c.s.peer} to stop")
+        return False
+    tried = c.s.fencing is Fencing.OPTIONAL and c.fence_failed_at >= c.phase_since
+    if c.s.fencing is Fencing.NONE or tried or forced(c):
+        return True
+    c.have_fenced()
+    c.wait(f"{c.s.peer}'s host to be switched off, or an operator: coloha failover --force")
+    return False
 
 
 def claim(c: Context) -> None:
@@ -127,14 +192,24 @@ def claim(c: Context) -> None:
         c.go(Phase.BOOT if c.owned else Phase.STANDBY)
     elif c.copy_bad is not None:
         c.go(Phase.KILL)
-    elif c.owned:
-        c.own()
-        if c.peer_gone:
+    elif c.owned or _taken(c):
+        own(c)
+        if _may_speak(c):
             c.tell("claimed", f"{c.s.peer} is gone: this node takes over", Severity.WARNING)
             c.go(Phase.PROMOTE)
-        else:
-            c.wait(f"{c.s.peer} to stop")
-    elif c.asking is not None:
+    elif not c.s.witnessed:
+        _back_to_follow(c)
+    else:
+        _ask_for_generation(c)
+
+
+def _taken(c: Context) -> bool:
+    """Without a witness: take the generation, if it is this node's."""
+    return not c.s.witnessed and _may_claim(c) and own(c)
+
+
+def _ask_for_generation(c: Context) -> None:
+    if c.asking is not None:
         c.wait("the witness")
     elif c.paused and not c.by_order and not c.doubt:
         _back_to_follow(c)
@@ -142,7 +217,7 @@ def claim(c: Context) -> None:
         c.tell("recovered", f"{c.s.peer} is heard again; following goes on")
         _back_to_follow(c)
     elif _guards(c):
-        c.own()
+        own(c)
     elif c.read_at is not None and c.read_at >= c.phase_since:
         # The record does not let this node take over; it may yet if the primary was about to ask.
         _back_to_follow(c)

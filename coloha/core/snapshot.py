@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from coloha.core.context import Context
+from coloha.core.context import Context, Fencing
 from coloha.core.events import PeerState
 from coloha.core.phases import Phase
 
@@ -51,6 +51,8 @@ class Snapshot:
     heard_at: float | None
     lease_until: float | None
     run: str | None
+    witnessed: bool
+    fencing: Fencing
     witness_error: str | None
     wire: PeerState
 
@@ -76,7 +78,7 @@ def take(c: Context) -> Snapshot:
         waiting_until=c.waiting_until,
         paused=c.paused,
         silent=c.silent,
-        peer_gone=c.peer_gone,
+        peer_gone=c.peer_gone if c.s.witnessed else c.peer_gave_up,
         busy=c.script is not None,
         generation=c.record.generation if c.record else c.durable.generation,
         record=str(c.record) if c.record else "none",
@@ -88,9 +90,17 @@ def take(c: Context) -> Snapshot:
         heard_at=c.detector.heard_at if c.detector.pulse is not None else None,
         lease_until=c.pulse.lease_until() if c.pulse.echoed_at is not None else None,
         run=c.run.id if c.run else None,
+        witnessed=c.s.witnessed,
+        fencing=c.s.fencing,
         witness_error=c.witness_error,
         wire=wire(c),
     )
+
+
+def _claims(c: Context) -> bool:
+    """Whether the secondary is to give its copy up: the primary's own is seen to live, or off."""
+    defends = c.phase is Phase.DEFEND and c.checked
+    return not c.s.witnessed and c.guarded and not c.silent and (defends or c.phase is Phase.OFF)
 
 
 def wire(c: Context) -> PeerState:
@@ -109,4 +119,7 @@ def wire(c: Context) -> PeerState:
         echo=c.detector.pulse or 0,
         restarting=c.leaving,
         pauses=c.durable.pauses,
+        record=c.durable.record,
+        living=c.run is not None,
+        claims=_claims(c),
     )

@@ -14,8 +14,9 @@
                   accepted of it, else 0
         56    16  candidate: a receiver's nonce seen, but not proven, and its newest sequence,
                   else 0
-        72    64  per pair: name hash, generation, session, gave up, commits, pulse, echo (8
-                  each), phase 1, flags 1, pauses 4, zero 2
+        72    79  per pair: name hash, generation, session, gave up, commits, pulse, echo (8
+                  each); the record's lineage and session, without a witness, else 0 (8 each);
+                  pauses 4, flags 2, phase 1
        end    32  HMAC-SHA256 over all that precedes, under the shared key
 
 A datagram counts only if it carries this node's own nonce in `echo` or `candidate`: it was then
@@ -41,18 +42,20 @@ from enum import StrEnum
 
 from coloha.core.events import PeerState
 from coloha.core.phases import Phase
+from coloha.core.record import Record
 
-MAX_PAIRS = 20
+MAX_PAIRS = 17
 """Pairs a datagram carries: with more it would not fit an Ethernet frame."""
 
 _MAGIC = b"CoHA"
 _VERSION = 1
 _HEADER = struct.Struct("!4sBBBx8s8sQQQQQQ")
-_PAIR = struct.Struct("!8sQQQQQQBBI2x")
+_PAIR = struct.Struct("!8sQQQQQQQQIHB")
 _MAC_BYTES = 32
 _PHASES = tuple(Phase)
 _OWNER, _FOLLOWING, _COLO_EXITED = 1, 2, 4
 _HAS_SESSION, _HAS_GIVEN_UP, _RESTARTING = 8, 16, 32
+_HAS_RECORD, _PROTECTED, _LIVING, _CLAIMS = 64, 128, 256, 512
 
 
 class Reject(StrEnum):
@@ -140,7 +143,38 @@ class Link:
             raise RejectedError(Reject.UNPROVEN)
         self.highest = sequence
         body = datagram[_HEADER.size : -_MAC_BYTES]
-        return dict(_unpack_pair(body, k * _PAIR.size) for k in range(count))
+        return dict(self._unpack_pair(body, k * _PAIR.size) for k in range(count))
+
+    def _unpack_pair(self, body: bytes, offset: int) -> tuple[bytes, PeerState]:
+        name, *numbers, lineage, protects, pauses, flags, phase = _PAIR.unpack_from(body, offset)
+        generation, session, gave_up, committed, pulse, echo = numbers
+        if phase >= len(_PHASES):
+            raise RejectedError(Reject.MALFORMED)
+        record = None
+        if flags & _HAS_RECORD:
+            primary, other = self.peer, self.me
+            if not flags & _OWNER:
+                primary, other = other, primary
+            record = Record(f"{lineage:x}", generation, primary)
+            if flags & _PROTECTED:
+                record = record.protect(other, protects)
+        return name, PeerState(
+            phase=_PHASES[phase],
+            generation=generation,
+            owner=bool(flags & _OWNER),
+            session=session if flags & _HAS_SESSION else None,
+            gave_up=gave_up if flags & _HAS_GIVEN_UP else None,
+            following=bool(flags & _FOLLOWING),
+            colo_exited=bool(flags & _COLO_EXITED),
+            committed=committed,
+            pulse=pulse,
+            echo=echo,
+            restarting=bool(flags & _RESTARTING),
+            pauses=pauses,
+            record=record,
+            living=bool(flags & _LIVING),
+            claims=bool(flags & _CLAIMS),
+        )
 
     def _notice(self, nonce: int, sequence: int, answered: Mapping[int, int]) -> None:
         """Make `nonce` the proven one, or the candidate if it did not answer since it is that.
@@ -187,6 +221,7 @@ def _key_id(key: bytes) -> int:
 
 
 def _pack_pair(name: str, state: PeerState) -> bytes:
+    record = state.record
     flags = (
         _OWNER * state.owner
         | _FOLLOWING * state.following
@@ -194,6 +229,10 @@ def _pack_pair(name: str, state: PeerState) -> bytes:
         | _HAS_SESSION * (state.session is not None)
         | _HAS_GIVEN_UP * (state.gave_up is not None)
         | _RESTARTING * state.restarting
+        | _HAS_RECORD * (record is not None)
+        | _PROTECTED * (record is not None and record.protected)
+        | _LIVING * state.living
+        | _CLAIMS * state.claims
     )
     return _PAIR.pack(
         name_hash(name),
@@ -203,29 +242,9 @@ def _pack_pair(name: str, state: PeerState) -> bytes:
         state.committed,
         state.pulse,
         state.echo,
-        _PHASES.index(state.phase),
-        flags,
+        int(record.lineage, 16) if record is not None else 0,
+        (record.session if record is not None else None) or 0,
         state.pauses,
-    )
-
-
-def _unpack_pair(body: bytes, offset: int) -> tuple[bytes, PeerState]:
-    name, generation, session, gave_up, committed, pulse, echo, phase, flags, pauses = (
-        _PAIR.unpack_from(body, offset)
-    )
-    if phase >= len(_PHASES):
-        raise RejectedError(Reject.MALFORMED)
-    return name, PeerState(
-        phase=_PHASES[phase],
-        generation=generation,
-        owner=bool(flags & _OWNER),
-        session=session if flags & _HAS_SESSION else None,
-        gave_up=gave_up if flags & _HAS_GIVEN_UP else None,
-        following=bool(flags & _FOLLOWING),
-        colo_exited=bool(flags & _COLO_EXITED),
-        committed=committed,
-        pulse=pulse,
-        echo=echo,
-        restarting=bool(flags & _RESTARTING),
-        pauses=pauses,
+        flags,
+        _PHASES.index(state.phase),
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from coloha.core.actions import Kill, RunScript, Script, SwapRecord, Tell
+from coloha.core.actions import Fence, Kill, Persist, RunScript, Script, SwapRecord, Tell
 from coloha.core.context import Settings
 from coloha.core.events import (
     ChannelFailed,
@@ -16,6 +16,8 @@ from coloha.core.events import (
     CopyBad,
     FailoverRequested,
     Failure,
+    Fenced,
+    FenceDone,
     GuestShutdown,
     Heard,
     Invited,
@@ -147,6 +149,8 @@ class _Teller:
             self._note_record(step, event)
         elif isinstance(event, WitnessFailed):
             self._note_no_witness(step, event)
+        elif isinstance(event, FenceDone):
+            self._note_fencing(step, event)
         elif isinstance(event, ScriptFailed):
             script = self._scripts.pop(event.number, None)
             if script is not None and step.before.run is not None:
@@ -258,6 +262,19 @@ class _Teller:
             self._tell(step.at, "what was asked of it may have been done, or may yet be")
         self._witness_fails = True
 
+    def _note_copy(self, step: Step, record: Record) -> None:
+        """Without a witness each node has its own copy of the record."""
+        if record != self._record:
+            self._record = record
+            self._tell(step.at, f"from now on {self._s.me} has it that {words.meaning(record)}")
+
+    def _note_fencing(self, step: Step, event: FenceDone) -> None:
+        if event.outcome is Fenced.CONFIRMED:
+            self._tell_news(step.at, f"{self._s.peer}'s host was switched off for {self._s.me}")
+        else:
+            doubt = "may not have been" if event.outcome is Fenced.UNKNOWN else "was not"
+            self._tell_news(step.at, f"{self._s.peer}'s host {doubt} switched off: {event.reason}")
+
     # Silence
 
     def _detection_s(self) -> float:
@@ -292,6 +309,10 @@ class _Teller:
         for action in step.outcome:
             if isinstance(action, RunScript):
                 self._scripts = {action.number: action.script}  # it cut the one before short
+            elif isinstance(action, Persist) and action.durable.record is not None:
+                self._note_copy(step, action.durable.record)
+            elif isinstance(action, Fence):
+                self._tell(step.at, f"{self._s.me} has {self._s.peer}'s host switched off")
             elif isinstance(action, SwapRecord):
                 if action.new != self._asked:  # else it is asked again, since there was no answer
                     self._asked = action.new

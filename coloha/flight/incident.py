@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from coloha.core.actions import SwapRecord
+from coloha.core.actions import Persist, SwapRecord
 from coloha.core.events import Heard, QemuExited, RecordRead, SwapDone
 from coloha.core.phases import TRANSITIONS, Phase
 from coloha.flight import words
@@ -101,6 +101,10 @@ class Incident:
         for action in step.outcome:
             if isinstance(action, SwapRecord) and not action.new.protected:
                 self.asked_at = self.asked_at or step.at
+            elif isinstance(action, Persist) and self.winner is None:
+                record = action.durable.record  # without a witness
+                if record is not None:
+                    self._decided(step.at, record.primary, record.generation)
         event = step.event
         if self.winner is not None:
             return

@@ -19,8 +19,10 @@ from typing import Any
 from coloha import __version__, config
 from coloha.adapters.channel import ChannelServer, Offer
 from coloha.adapters.control import ControlServer
+from coloha.adapters.fence import Fencer
 from coloha.adapters.heartbeat import Heartbeats, Peer
 from coloha.adapters.network import see_own_addresses
+from coloha.adapters.watchdog import Watchdog
 from coloha.adapters.witness import Witness
 from coloha.config import Config, PairConfig, changed_settings, live_settings, read_key
 from coloha.core.actions import Severity
@@ -33,6 +35,7 @@ from coloha.runtime.pair import PairRuntime, Services
 from coloha.runtime.recorder import Recorder
 from coloha.runtime.status import as_dict
 from coloha.runtime.store import Store
+from coloha.runtime.watchman import Watchman
 from coloha.runtime.witnesses import open_witness
 
 log = logging.getLogger(__name__)
@@ -53,7 +56,7 @@ class Daemon:
         self._host_file = host_file
         self._started_at = time.monotonic()
         self._pairs: dict[str, PairRuntime] = {}
-        self._witnesses: dict[object, Witness] = {}
+        self._witnesses: dict[object, Witness | None] = {}
         self._peers: dict[str, Peer] = {}
         self._stopping = asyncio.Event()
         self._lock: int | None = None
@@ -73,9 +76,13 @@ class Daemon:
         self._metrics = Metrics()
         self._heartbeats = self._make_heartbeats(key)
         self._recorder = Recorder(host.node, host.state_directory / "flight", self._occurrences.add)
+        self._watchman = self._make_watchman()
+        self._fencers = {
+            peer: Fencer(host.node, peer, section) for peer, section in host.fencing.items()
+        }
         services = Services(
             host, key, Store(host.state_directory), self._heartbeats, self._occurrences,
-            self._metrics, self._recorder,
+            self._metrics, self._recorder, self._fencers, self._watchman,
         )  # fmt: skip
         for pair in self._config.pairs:
             self._pairs[pair.name] = PairRuntime(pair, self._witness(pair), services)
@@ -99,6 +106,7 @@ class Daemon:
         gc.freeze()
         sys.setswitchinterval(THREAD_SWITCH_S)
         self._occurrences.add("-", "daemon-started", Severity.INFO, f"coloha {__version__}", 0)
+        await self._watchman.start()
         pumps = [asyncio.create_task(pair.run(), name=pair.name) for pair in self._pairs.values()]
         try:
             await self._stopping.wait()
@@ -135,6 +143,17 @@ class Daemon:
             )
         return Heartbeats(self._peers)
 
+    def _make_watchman(self) -> Watchman:
+        section = self._config.host.watchdog
+        watchdog = Watchdog(section.device, int(section.timeout)) if section.mode != "off" else None
+        return Watchman(
+            watchdog, section.mode == "required", self._pairs.values, self._tell_watchdog
+        )
+
+    def _tell_watchdog(self, kind: str, severity: Severity, text: str) -> None:
+        self._metrics.occurred("-", kind)
+        self._occurrences.add("-", kind, severity, text, 0)
+
     def _deliver(self, pair: str, state: PeerState) -> None:
         self._pairs[pair].heard(state)
 
@@ -149,8 +168,8 @@ class Daemon:
         else:
             pair.offered(offer)
 
-    def _witness(self, pair: PairConfig) -> Witness:
-        """Return the witness of a pair; pairs with the same one share it."""
+    def _witness(self, pair: PairConfig) -> Witness | None:
+        """Return the witness of a pair, if any; pairs with the same one share it."""
         if pair.witness not in self._witnesses:
             self._witnesses[pair.witness] = open_witness(pair.witness)
         return self._witnesses[pair.witness]
@@ -197,6 +216,7 @@ class Daemon:
         for pump in pumps:
             pump.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
+        await self._watchman.close()
         self._occurrences.add("-", "daemon-stopped", Severity.INFO, "QEMUs are left running", 0)
         await self._shut(services)
 
@@ -206,7 +226,9 @@ class Daemon:
         self._channels.stop()
         self._control.stop()
         self._metrics.stop()
-        for witness in self._witnesses.values():
+        for fencer in self._fencers.values():
+            await fencer.close()
+        for witness in filter(None, self._witnesses.values()):
             await witness.close()
         services.store.close()
         self._loader.shutdown(wait=False)
@@ -288,7 +310,11 @@ class Daemon:
         planned = request.get("planned")
         try:
             pair = self._named(request)
-            plan = pair.failover(forced=bool(request.get("forced")), planned=planned)
+            plan = pair.failover(
+                forced=bool(request.get("forced")),
+                planned=planned,
+                vouched=bool(request.get("vouched")),
+            )
         except OrderError as error:
             yield {"error": str(error)}
         else:

@@ -28,13 +28,20 @@ from coloha.core.events import (
     ScriptDone,
     ScriptFailed,
 )
-from coloha.errors import AuthenticationError, ChannelError, LaunchError, StoreError
+from coloha.errors import (
+    AuthenticationError,
+    ChannelError,
+    LaunchError,
+    StoreError,
+    WatchdogError,
+)
 from coloha.qemu import command_line, versions
 from coloha.qemu.command_line import Files
 from coloha.qemu.process import ChildLauncher, Launcher, Process
 from coloha.qemu.scripts import ScriptError
 from coloha.qemu.vm import Vm
 from coloha.runtime.guards import Guard
+from coloha.runtime.watchman import Watchman
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +72,10 @@ class Keeper:
         post: Callable[[Event], None],
         fail: Callable[[Exception], None],
         launcher: Launcher | None = None,
+        watchman: Watchman | None = None,
     ) -> None:
         """`fail` is called with an error that nobody foresaw: an outcome will be missing."""
+        self._watchman = watchman
         self._config = config
         self._host = host
         self._key = key
@@ -223,8 +232,8 @@ class Keeper:
                 await vm.connect(action.timeout_s)
             if action.script is Script.ENTER_COLO and self._guard is not None:
                 self._guard.start()  # it is there when output is to be held
-            if action.script is Script.ARM and self._guard is not None:
-                await self._guard.hold()
+            if action.script is Script.ARM:
+                await self._prepare_to_hold()
             began = time.monotonic()
             result = await vm.perform(action.script, action.timeout_s, channel)
             self._see_guarded(action.script, result, began)
@@ -234,6 +243,19 @@ class Keeper:
             self._post(ScriptFailed(action.number, Failure.SILENT, str(error)))
         else:
             self._post(ScriptDone(action.number, result))
+
+    async def _prepare_to_hold(self) -> None:
+        """See to all that must be there before output is held.
+
+        :raises ScriptError: if something is not.
+        """
+        if self._guard is not None:
+            await self._guard.hold()
+        if self._watchman is not None:
+            try:
+                await self._watchman.hold()
+            except WatchdogError as error:
+                raise ScriptError(Failure.REFUSED, str(error)) from error
 
     def _see_guarded(self, script: Script, result: object, began: float) -> None:
         """Tell the guard whether QEMU holds output, and since when none of its buffers was

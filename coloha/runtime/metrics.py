@@ -61,6 +61,12 @@ class Metrics(Collector):
             ["pair", "kind"],
             registry=self._registry,
         )
+        self._fencings = Counter(
+            "coloha_fence",
+            "Attempts to have the host of another node switched off, by how they ended.",
+            ["node", "outcome"],
+            registry=self._registry,
+        )
         self._server: WSGIServer | None = None
 
     def serve(self, host: str, port: int) -> None:
@@ -82,6 +88,10 @@ class Metrics(Collector):
     def occurred(self, pair: str, kind: str) -> None:
         """Count an occurrence."""
         self._occurrences.labels(pair, kind).inc()
+
+    def fenced(self, node: str, outcome: str) -> None:
+        """Count an attempt to have the host of `node` switched off."""
+        self._fencings.labels(node, outcome).inc()
 
     def collect(self) -> Iterator[Metric]:
         """Yield what is read off the snapshots and the counts."""

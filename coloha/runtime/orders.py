@@ -1,16 +1,19 @@
 """What an operator may order, what it would do, and why it is refused: as sentences, first."""
 
+from coloha.core.context import Fencing
 from coloha.core.phases import Phase
 from coloha.core.snapshot import Snapshot
 from coloha.errors import OrderError
 
 
-def failover_plan(s: Snapshot, now: float, *, forced: bool) -> list[str]:
+def failover_plan(s: Snapshot, now: float, *, forced: bool, vouched: bool = False) -> list[str]:
     """Return what `coloha failover` would do now, step by step.
+
+    `vouched`: the operator has seen to it that the other host is off.
 
     :raises OrderError: if it would not be done, with the reason and what to do instead.
     """
-    return _forced(s) if forced else _handed_over(s, now)
+    return _forced(s, vouched=vouched) if forced else _handed_over(s, now)
 
 
 def _handed_over(s: Snapshot, now: float) -> list[str]:
@@ -25,9 +28,10 @@ def _handed_over(s: Snapshot, now: float) -> list[str]:
             " protected",
         ]
     if s.phase is Phase.FOLLOW and s.paused and s.peer_gone:
+        agrees = ", if the witness agrees" if s.witnessed else ""
         return [
-            f"{s.node} takes generation {s.generation + 1}, if the witness agrees, and runs the VM"
-            " from the last commit",
+            f"{s.node} takes generation {s.generation + 1}{agrees}, and runs the VM from the last"
+            " commit",
             f"failover stays paused; {peer}, when it is back, kills its QEMU and follows",
         ]
     if s.phase is Phase.PROTECTED:
@@ -42,12 +46,27 @@ def _handed_over(s: Snapshot, now: float) -> list[str]:
     )
 
 
-def _forced(s: Snapshot) -> list[str]:
-    peer = s.peer
-    if s.phase not in (Phase.STANDBY, Phase.YIELDED):
+_BOOTS = "boots the VM anew: what it had in memory is lost"
+_FORCED = {
+    Phase.STANDBY: _BOOTS,
+    Phase.YIELDED: _BOOTS,
+}
+_FORCED_UNWITNESSED = _FORCED | {
+    Phase.BOOT: "boots the VM",
+    Phase.FOLLOW: "runs the VM from the last commit that it has",
+    Phase.DEFEND: "goes on alone, and its clients hear it again",
+}
+
+
+def _forced(s: Snapshot, *, vouched: bool) -> list[str]:
+    peer, waits = s.peer, s.fencing is not Fencing.NONE
+    phases = _FORCED if s.witnessed else _FORCED_UNWITNESSED
+    if waits and s.witnessed:
+        phases = phases | {Phase.CLAIM: _FORCED_UNWITNESSED[Phase.FOLLOW]}
+    if s.phase not in phases:
         raise OrderError(
-            f"{s.node} is in phase {s.phase}: only a node without a copy of the VM, in standby or"
-            " yielded, needs force"
+            f"{s.node} is in phase {s.phase}: only a node that waits for {peer}, in"
+            f" {', '.join(phases)}, needs force"
         )
     if s.record == "none":
         raise OrderError("there is no record of this pair yet: nothing to take over")
@@ -55,9 +74,14 @@ def _forced(s: Snapshot) -> list[str]:
         raise OrderError(
             f"{peer} is heard, so it lives: order the failover there, or power it off first"
         )
+    first = f"SEE TO IT THAT {peer} IS POWERED OFF: if its QEMU runs, clients will hear two VMs"
+    if waits and not vouched:
+        first = f"{peer}'s host is switched off; if that fails, nothing else is done"
+    steps = [first]
+    if s.phase is not Phase.CLAIM:
+        steps.append(f"the record, {s.record}, becomes solo({s.generation + 1}, {s.node})")
     return [
-        f"SEE TO IT THAT {peer} IS POWERED OFF: if its QEMU runs, clients will hear two VMs",
-        f"the record, {s.record}, becomes solo({s.generation + 1}, {s.node})",
-        f"{s.node} boots the VM anew: what it had in memory is lost",
+        *steps,
+        f"{s.node} {phases[s.phase]}",
         f"{peer}, when it is back, kills its QEMU and follows",
     ]

@@ -12,18 +12,22 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 
 from coloha.adapters.channel import Offer
+from coloha.adapters.fence import Fencer, Report
 from coloha.adapters.heartbeat import Heartbeats
 from coloha.adapters.witness import Witness, WitnessError
 from coloha.config.model import HostConfig, PairConfig
+from coloha.config.witness import NoWitness
+from coloha.config.witness import Witness as WitnessSection
 from coloha.core.actions import (
     Action,
     Admit,
     Beat,
     DropChannel,
+    Fence,
     Invite,
     Kill,
     Launch,
@@ -34,11 +38,13 @@ from coloha.core.actions import (
     SwapRecord,
     Tell,
 )
-from coloha.core.context import Settings
+from coloha.core.context import Fencing, OnSilence, Settings
 from coloha.core.events import (
     Committed,
     Event,
     FailoverRequested,
+    Fenced,
+    FenceDone,
     Heard,
     Leaving,
     PauseRequested,
@@ -64,6 +70,7 @@ from coloha.runtime.occurrences import Occurrences
 from coloha.runtime.orders import failover_plan
 from coloha.runtime.recorder import Recorder
 from coloha.runtime.store import Store
+from coloha.runtime.watchman import Watchman
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +98,15 @@ class Services:
     occurrences: Occurrences
     metrics: Metrics
     recorder: Recorder
+    fencers: Mapping[str, Fencer]
+    """By the node that they switch off."""
+    watchman: Watchman
 
 
 class PairRuntime:
     """One pair on this node."""
 
-    def __init__(self, config: PairConfig, witness: Witness, services: Services) -> None:
+    def __init__(self, config: PairConfig, witness: Witness | None, services: Services) -> None:
         self.config = config
         self.name = config.name
         self.peer = next(node for node in config.nodes if node != services.host.node)
@@ -114,7 +124,12 @@ class PairRuntime:
         self._due = 0.0
         """The deadline of the last timer that fired, monotonic seconds."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self.keeper = Keeper(config, services.host, services.key, self.peer, self.post, self.fail)
+        self._step_since: float | None = None
+        """When the pump took the event that it is at, monotonic seconds."""
+        self.keeper = Keeper(
+            config, services.host, services.key, self.peer, self.post, self.fail,
+            watchman=services.watchman,
+        )  # fmt: skip
 
     # What comes in
 
@@ -183,18 +198,18 @@ class PairRuntime:
         self._see_pumping()
         self.post(event)
 
-    def failover(self, *, forced: bool, planned: int | None) -> list[str]:
+    def failover(self, *, forced: bool, planned: int | None, vouched: bool = False) -> list[str]:
         """Return what a failover would do now; do it if `planned`, the generation that an operator
         was shown a plan for, is still the one.
 
         :raises OrderError: if it is refused.
         """
         snapshot = self._see_pumping()
-        plan = failover_plan(snapshot, time.monotonic(), forced=forced)
+        plan = failover_plan(snapshot, time.monotonic(), forced=forced, vouched=vouched)
         if planned is not None:
             if planned != snapshot.generation:
                 raise OrderError(f"the generation is {snapshot.generation} by now: look again")
-            self.post(FailoverRequested(forced, planned))
+            self.post(FailoverRequested(forced, planned, vouched))
         return plan
 
     def leave(self) -> None:
@@ -229,6 +244,17 @@ class PairRuntime:
             witness_reachable=snapshot.witness_error is None,
             paused=snapshot.paused,
         )
+
+    @property
+    def holds(self) -> bool:
+        """Whether a guest's output is held here for a secondary that may take over."""
+        return self.snapshot is not None and self.snapshot.phase in HOLDING
+
+    def stuck_s(self, now: float) -> float:
+        """Return for how long the pump has been at one step, seconds; infinite if it has failed."""
+        if self.trouble is not None:
+            return float("inf")
+        return now - self._step_since if self._step_since is not None else 0.0
 
     @property
     def wire(self) -> PeerState | None:
@@ -267,10 +293,11 @@ class PairRuntime:
         self.post(Started(durable, found))
         try:
             while True:
+                self._step_since = None
                 event = await self._inbox.get()
                 if self._failure is not None:
                     raise self._failure
-                now = time.monotonic()
+                now = self._step_since = time.monotonic()
                 if isinstance(event, Timer):
                     # uvloop's timers may be early. The machine's own deadline may be another one
                     # by now: time must not run ahead.
@@ -286,6 +313,7 @@ class PairRuntime:
 
     def _settings(self) -> Settings:
         config = self.config
+        agent = self._services.host.fencing.get(self.peer)
         return Settings(
             pair=self.name,
             me=self._services.host.node,
@@ -302,6 +330,10 @@ class PairRuntime:
             restart_hold_s=config.heartbeat.restart_hold,
             flap_limit=config.recovery.flap_limit,
             flap_window_s=config.recovery.flap_window,
+            witnessed=self._witness is not None,
+            on_silence=_on_silence(config.witness),
+            fencing=Fencing(config.fencing),
+            fence_delay_s=agent.delay if agent is not None else 0.0,
         )
 
     def _arm(self, deadline: float) -> None:
@@ -358,6 +390,8 @@ class PairRuntime:
                 self.keeper.admit(session)
             case DropChannel(session, reason):
                 self.keeper.drop(session, reason)
+            case Fence(number):
+                self._beside(self._fence(number))
             case Beat():
                 self._services.heartbeats.beat(self.peer)
             case Tell(kind, severity, text, generation):
@@ -385,6 +419,7 @@ class PairRuntime:
             self.fail(error)
 
     async def _read_record(self) -> None:
+        assert self._witness is not None
         try:
             record = await self._witness.read(self.name)
         except WitnessError as error:
@@ -393,9 +428,23 @@ class PairRuntime:
             self.post(RecordRead(record))
 
     async def _swap_record(self, swap: SwapRecord) -> None:
+        assert self._witness is not None
         try:
             record = await self._witness.swap(self.name, swap.expected, swap.new, swap.by)
         except WitnessError as error:
             self.post(WitnessFailed(str(error), error.unknown))
         else:
             self.post(SwapDone(swap.new) if record == swap.new else RecordRead(record))
+
+    async def _fence(self, number: int) -> None:
+        fencer = self._services.fencers.get(self.peer)
+        if fencer is None:
+            report = Report(Fenced.FAILED, "the host file does not say how: see `fencing` there")
+        else:
+            report = await fencer.fence()
+        self._services.metrics.fenced(self.peer, report.outcome)
+        self.post(FenceDone(number, report.outcome, report.reason))
+
+
+def _on_silence(section: WitnessSection) -> OnSilence:
+    return OnSilence(section.on_silence if isinstance(section, NoWitness) else "hold")

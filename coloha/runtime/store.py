@@ -7,11 +7,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args, get_type_hints
 
 from coloha.core.events import Durable
 from coloha.durable import replace_file
 from coloha.errors import StoreError
+from coloha.flight.codec import codec
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Store:
             return Durable()
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}") from error
-        except (ValueError, TypeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"{path} is damaged ({error}): see the runbook") from error
 
     async def save(self, pair: str, durable: Durable, failed: Callable[[str], None]) -> None:
@@ -77,24 +77,20 @@ class Store:
         return self._directory / f"{pair}.json"
 
 
-_ADDED = {"pauses"}
+_ADDED = {"pauses": 0, "record": None}
 """Left out by earlier versions."""
 
-_KINDS = {name: get_args(hint) or (hint,) for name, hint in get_type_hints(Durable).items()}
+_CODEC = codec(Durable)
 
 
 def _durable(content: object) -> Durable:
     """Return the state that a file holds.
 
-    :raises ValueError, TypeError: if it holds none, or a part of one.
+    :raises ValueError: if it holds none, or a part of one.
     """
     if not isinstance(content, dict) or "format" not in content:
         raise ValueError("not a state")
     if content.pop("format") != FORMAT:
         raise ValueError("it was written by another version of coloha")
-    if not _KINDS.keys() - _ADDED <= content.keys() <= _KINDS.keys():
-        raise ValueError(f"it must hold exactly {', '.join(_KINDS)}")
-    for name, value in content.items():
-        if type(value) not in _KINDS[name]:
-            raise TypeError(f"{name} cannot be {value!r}")
-    return Durable(**content)
+    durable: Durable = _CODEC.decode(_ADDED | content)
+    return durable

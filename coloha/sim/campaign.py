@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from coloha.sim.faults import USUAL
-from coloha.sim.history import Plan, live, plan
+from coloha.sim.history import Plan, drawn_arbiter, live, plan
 from coloha.sim.sweep import one_fault, two_faults
 
 CHUNK = 50
@@ -33,18 +33,36 @@ Part = tuple[int, list[Plan], Counter[str]]
 """How many histories, those that broke a promise, and what was seen in all of them."""
 
 
-def run(first: int, histories: int, kinds: Sequence[str] = USUAL, jobs: int = 1) -> Report:
-    """Live through the histories of the seeds from `first` on, until one breaks a promise."""
+def run(
+    first: int,
+    histories: int,
+    kinds: Sequence[str] = USUAL,
+    jobs: int = 1,
+    arbiter: str | None = None,
+) -> Report:
+    """Live through the histories of the seeds from `first` on, until one breaks a promise.
+
+    Without an arbiter each seed draws its own.
+    """
     end = first + histories
     chunks = [(start, min(start + CHUNK, end)) for start in range(first, end, CHUNK)]
-    return _report(first, partial(_chunk, kinds=tuple(kinds)), chunks, jobs)
+    return _report(first, partial(_chunk, kinds=tuple(kinds), arbiter=arbiter), chunks, jobs)
 
 
-def sweep(faults: int, seed: int, kinds: Sequence[str] | None = None, jobs: int = 1) -> Report:
+def sweep(
+    faults: int,
+    seed: int,
+    kinds: Sequence[str] | None = None,
+    jobs: int = 1,
+    arbiter: str = "witness",
+) -> Report:
     """Live through a history with one or two faults, at every step, until one breaks a promise."""
-    plans = (one_fault, two_faults)[faults - 1]
+    plans: Callable[..., Iterator[Plan]] = (one_fault, two_faults)[faults - 1]
     parts = [(part, PARTS) for part in range(PARTS)]
-    return _report(seed, partial(_part, plans=plans, seed=seed, kinds=kinds), parts, jobs)
+    if kinds is not None:
+        plans = partial(plans, kinds=kinds)
+    work = partial(_part, plans=partial(plans, seed, arbiter=arbiter))
+    return _report(seed, work, parts, jobs)
 
 
 def _report(
@@ -70,18 +88,14 @@ def _results(work: "partial[Part]", pieces: Sequence[tuple[int, int]], jobs: int
         yield from pool.imap(work, pieces)
 
 
-def _chunk(seeds: tuple[int, int], kinds: tuple[str, ...]) -> Part:
-    return _live(plan(seed, kinds) for seed in range(*seeds))
+def _chunk(seeds: tuple[int, int], kinds: tuple[str, ...], arbiter: str | None) -> Part:
+    return _live(
+        plan(seed, kinds, arbiter=arbiter or drawn_arbiter(seed)) for seed in range(*seeds)
+    )
 
 
-def _part(
-    piece: tuple[int, int],
-    plans: Callable[..., Iterator[Plan]],
-    seed: int,
-    kinds: Sequence[str] | None,
-) -> Part:
-    made = plans(seed) if kinds is None else plans(seed, kinds)
-    return _live(itertools.islice(made, piece[0], None, piece[1]))
+def _part(piece: tuple[int, int], plans: Callable[[], Iterator[Plan]]) -> Part:
+    return _live(itertools.islice(plans(), piece[0], None, piece[1]))
 
 
 def _live(plans: Iterable[Plan]) -> Part:

@@ -6,6 +6,7 @@ Nothing here knows the core. A broken promise raises `Violation`, with a name:
     forgotten        clients were told what the one who speaks, or may, does not remember
     bad-copy         a half-loaded copy became the VM
     no-right         a copy speaks freely although the record does not name its node alone
+    not-dead         a copy became the VM while the one before lived, where that is to be certain
     record           the record made a move that the rules do not have
     lost-vm          the VM was lost although a copy could have lived, or by one fault alone
     not-protected    the faults are over, and the pair did not get protected in time
@@ -15,6 +16,7 @@ Nothing here knows the core. A broken promise raises `Violation`, with a name:
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from coloha.core.context import Fencing, OnSilence, Settings
 from coloha.core.events import ColoMode, Role
 from coloha.core.record import Record
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 ROUNDING_S = 1e-6
 SETTLED_S = 1.0
 """So long after a fault nothing that it caused is under way any more, if the pair is whole."""
+CLAIM_S = 1.0
+"""So long a copy may be dead, and the other node not know, which gives its own up for it."""
 
 
 class Violation(Exception):  # noqa: N818 - it is what the simulator looks for, no error of it
@@ -74,7 +78,7 @@ class Judge:
         """
         world, name = self._world, qemu.node.name
         if qemu in self._silenced or qemu.life != self.life:
-            if not free and self._stood_still(qemu, written_at):
+            if not free and self._stood_still(qemu, written_at) and not _sure(world.settings):
                 self.stale += 1
                 world.note(name, "output comes late: the process stood still")
                 if qemu.life == self.life and upto > self.said + ROUNDING_S:
@@ -129,6 +133,9 @@ class Judge:
             raise Violation("forgotten", f"{name} promotes a copy that lacks {lost_ms:.1f} ms")
         if record is None or record.protected or record.primary != name:
             raise Violation("no-right", f"{name} promotes, the record is {record}")
+        other = self.voice
+        if _sure(self._world.settings) and other is not None and other.alive and other is not qemu:
+            raise Violation("not-dead", f"{name} promotes, the copy that was heard lives")
 
     def boots(self, node: "Node") -> None:
         """The VM starts from nothing on a node: it need not remember."""
@@ -148,6 +155,16 @@ class Judge:
         """Return whether a node that asks for a swap now knows that its own copy is dead."""
         mine = [heir for heir in self._heirs if heir.node is node]
         return all(heir.run in node.told_dead for heir in mine)
+
+    def gave_up(self, node: "Node", session: int | None) -> None:
+        """A node gives up its copy of a session for ever: for a copy that lives, if it is good."""
+        qemu = node.qemu
+        if qemu is None or qemu.run.session != session or qemu not in self._heirs:
+            return
+        others = self._heirs - {qemu}
+        recently = self._world.now - CLAIM_S
+        if self._usable(others) or any(heir.off or heir.died_at > recently for heir in others):
+            self._heirs = others
 
     def killed(self, qemu: "Qemu") -> None:
         """A daemon kills its own QEMU: not if it was the last copy of the VM, and well."""
@@ -186,7 +203,17 @@ class Judge:
                 if (qemu := node.qemu) is not None and qemu.run.session == new.session
             }
         elif old is not None and old.protected:
+            self._see_claims_gone(old, by)
             self._turned(by, told_dead)
+
+    def _see_claims_gone(self, old: Record, winner: "Node") -> None:
+        """Where nobody decides and silence means nothing, the other copy is dead or given up."""
+        settings = self._world.settings
+        if settings.witnessed or settings.on_silence is not OnSilence.HOLD:
+            return
+        for heir in self._heirs:
+            if heir.node is not winner and heir.alive and heir.node.disk.gave_up != old.session:
+                raise Violation("not-dead", f"{winner.name} goes on, {heir.node.name} may, too")
 
     def _turned(self, winner: "Node", told_dead: bool) -> None:
         """A protected generation ended: one of two copies is given up."""
@@ -224,6 +251,8 @@ class Judge:
         if world.witness.late:
             return False
         primary, secondary = world.nodes[record.primary], world.nodes[record.secondary]
+        if not world.settings.witnessed and secondary.disk.record != primary.disk.record:
+            return False
         first, second = primary.qemu, secondary.qemu
         if first is None or second is None or first.stream is None:
             return False
@@ -237,6 +266,11 @@ class Judge:
             and not second.bad
             and not first.off
         )
+
+
+def _sure(settings: Settings) -> bool:
+    """Whether a copy speaks only once the other one is seen to be dead."""
+    return not settings.witnessed or settings.fencing is Fencing.REQUIRED
 
 
 def _forbidden(old: Record | None, new: Record, by: str) -> str | None:

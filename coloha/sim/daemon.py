@@ -11,6 +11,7 @@ from coloha.core.actions import (
     Admit,
     Beat,
     DropChannel,
+    Fence,
     Invite,
     Kill,
     Launch,
@@ -101,7 +102,7 @@ class Daemon:
     def die(self) -> None:
         """End, in the middle of whatever it does."""
         if self._saving is not None and self.world.random.random() < 0.5:
-            self.node.disk = self._saving  # made, although nobody was told
+            self.node.save(self._saving)  # made, although nobody was told
         self.alive = False
         if self.monitor is not None:
             self.monitor.close()
@@ -214,7 +215,7 @@ class Daemon:
     def _saved(self, durable: Durable, actions: list[Action], start: int) -> None:
         if not self.alive:
             return
-        self.node.disk = durable
+        self.node.save(durable)
         self._saving = None
         self._busy = False
         self._unfinished = (actions, start)
@@ -274,6 +275,10 @@ class Daemon:
     def _swap_record(self, action: SwapRecord) -> None:
         self.world.moment("swap")
         self.world.witness.swap(self, action)
+
+    def _fence(self, action: Fence) -> None:
+        self.world.moment("fence")
+        self.world.fencer.ask(self, action)
 
     def _tell(self, action: Tell) -> None:
         self.world.tells[action.kind] += 1
@@ -405,6 +410,7 @@ _DO: dict[type, Callable[[Daemon, Any], None]] = {
     Invite: Daemon._invite,
     Admit: Daemon._admit,
     DropChannel: Daemon._drop,
+    Fence: Daemon._fence,
     Beat: Daemon._beat,
     Tell: Daemon._tell,
 }

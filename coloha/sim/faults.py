@@ -30,6 +30,8 @@ class Kind:
     usual: bool = True
     pair: bool = False
     """It happens to the pair, not to one of its nodes."""
+    fencing: bool = False
+    """It means something only where hosts can be switched off."""
 
 
 KINDS: dict[str, Kind] = {
@@ -76,9 +78,29 @@ KINDS: dict[str, Kind] = {
     "spurious-resume": Kind("QEMU says STOP and RESUME that mean nothing", weight=2, pair=True),
     "launch-fails": Kind("the next start of QEMU fails", weight=1, pair=True),
     "guest-shutdown": Kind("the guest switches itself off", weight=1, pair=True),
+    "fence-fails": Kind(
+        "this share of the attempts to fence fails", (0.5, 4.0), (0.3, 1.0), pair=True, fencing=True
+    ),
+    "fence-doubt": Kind(
+        "this share of the attempts to fence is not answered: done, not done, or done late",
+        (0.5, 4.0),
+        (0.3, 1.0),
+        pair=True,
+        fencing=True,
+    ),
+    "fence-slow": Kind(
+        "fencing takes up to `share` s more", (0.5, 4.0), (0.1, 2.0), pair=True, fencing=True
+    ),
+    "disk-lost": Kind(
+        "the host loses power, and comes back with its state directory empty",
+        (0.3, 5.0),
+        weight=3,
+        usual=False,
+    ),
     "clock-pause": Kind("the host and its monotonic clock stand still", (0.3, 4.0), usual=False),
 }
-USUAL = tuple(name for name, kind in KINDS.items() if kind.usual)
+USUAL = tuple(name for name, kind in KINDS.items() if kind.usual and not kind.fencing)
+FENCING = tuple(name for name, kind in KINDS.items() if kind.fencing)
 
 MOMENTS = (
     *(phase.value for phase in Phase if phase is not Phase.HALTED),

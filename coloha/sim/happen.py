@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from coloha.core.events import Durable
 from coloha.sim.faults import NODES, Fault
 from coloha.sim.node import Node
 from coloha.sim.qemu import Qemu
@@ -123,17 +124,12 @@ class Happenings:
 
     def _host_crash(self, node: Node, _: Fault) -> Callable[[], None]:
         world = self._world
-        node.powerless += 1
-        world.kill_daemon(node)
-        if node.qemu is not None:
-            world.qemu_dies(node.qemu, "its host lost power")
-        world.disturb()
+        world.lose_power(node, "its host lost power")
+        return lambda: world.regain_power(node)
 
-        def end() -> None:
-            node.powerless -= 1
-            world.disturb()
-            world.at(world.latency(0.2), world.start_daemon, node)
-
+    def _disk_lost(self, node: Node, fault: Fault) -> Callable[[], None]:
+        end = self._host_crash(node, fault)
+        node.disk = Durable()
         return end
 
     def _host_freeze(self, node: Node, _: Fault) -> Callable[[], None]:
@@ -224,6 +220,17 @@ class Happenings:
 
         return end
 
+    # Fencing
+
+    def _fence_fails(self, _: Node, fault: Fault) -> Callable[[], None]:
+        return _among(self._world.fencer.failures, fault.share)
+
+    def _fence_doubt(self, _: Node, fault: Fault) -> Callable[[], None]:
+        return _among(self._world.fencer.doubts, fault.share)
+
+    def _fence_slow(self, _: Node, fault: Fault) -> Callable[[], None]:
+        return _among(self._world.fencer.slowness, fault.share)
+
     # QEMU's ways
 
     def _wait_for_occasion(self, _: Node, fault: Fault) -> None:
@@ -287,11 +294,15 @@ _BEGIN: dict[str, Callable[[Happenings, Node, Fault], Callable[[], None] | None]
     "witness-doubt": Happenings._witness_doubt,
     "witness-slow": Happenings._witness_slow,
     "witness-restart": Happenings._witness_restart,
+    "fence-fails": Happenings._fence_fails,
+    "fence-doubt": Happenings._fence_doubt,
+    "fence-slow": Happenings._fence_slow,
     "bad-load": Happenings._wait_for_occasion,
     "ack-loss": Happenings._wait_for_occasion,
     "own-checkpoint": Happenings._own_checkpoint,
     "spurious-resume": Happenings._spurious_resume,
     "launch-fails": Happenings._wait_for_occasion,
     "guest-shutdown": Happenings._guest_shutdown,
+    "disk-lost": Happenings._disk_lost,
     "clock-pause": Happenings._clock_pause,
 }

@@ -3,13 +3,13 @@
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from coloha.core.context import Settings
+from coloha.core.context import Fencing, OnSilence, Settings
 from coloha.core.events import StartRequested
 from coloha.core.phases import Phase
 from coloha.sim.checkers import Violation
-from coloha.sim.faults import USUAL, Fault, draw, read
+from coloha.sim.faults import FENCING, USUAL, Fault, draw, read
 from coloha.sim.world import Line, World
 
 SPAN_S = 3.0
@@ -17,6 +17,8 @@ SPAN_S = 3.0
 LEAST_S = 1.5
 AGAIN_S = 20.0
 """Once all faults are over, the pair must be protected within this time."""
+FENCE_FAULTS = 0.5
+"""Share of the histories with fencing in which fencing has faults, too."""
 DRIFT = 0.001
 """Clocks run too fast or too slow by up to this share."""
 
@@ -36,6 +38,18 @@ PROFILES = (
 _WEIGHTS = (10, 2, 1, 4)
 
 
+ARBITERS: dict[str, dict[str, object]] = {
+    "witness": {},
+    "witness-fence": {"fencing": Fencing.OPTIONAL},
+    "witness-fence-required": {"fencing": Fencing.REQUIRED},
+    "hold": {"witnessed": False},
+    "hold-fence": {"witnessed": False, "fencing": Fencing.REQUIRED, "fence_delay_s": 3.0},
+    "primary": {"witnessed": False, "on_silence": OnSilence.PRIMARY},
+}
+"""Who decides when the nodes do not hear each other, and what a pair has for it."""
+_SHARES = (6, 2, 2, 3, 3, 2)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a history is made of. It decides all that happens."""
@@ -45,6 +59,7 @@ class Plan:
     rates: tuple[float, float]
     faults: tuple[Fault, ...]
     heal_at: float
+    arbiter: str = "witness"
 
 
 @dataclass(slots=True)
@@ -58,23 +73,49 @@ class Outcome:
     lines: list[Line]
 
 
-def plan(seed: int, kinds: Sequence[str] = USUAL, text: str | None = None) -> Plan:
+def decided_by(arbiter: str, profile: Settings) -> Settings:
+    """Return a profile with what an arbiter needs."""
+    return replace(profile, **ARBITERS[arbiter])  # type: ignore[arg-type]
+
+
+def drawn_arbiter(seed: int) -> str:
+    """Return what decides in the history of a seed, unless somebody chooses."""
+    return _also(seed).choices(tuple(ARBITERS), _SHARES)[0]
+
+
+def _also(seed: int) -> random.Random:
+    """Return a source of choices beside the one for faults, which so stay what they were."""
+    return random.Random(f"{seed} arbiter")  # noqa: S311 - it must be repeatable
+
+
+def plan(
+    seed: int,
+    kinds: Sequence[str] = USUAL,
+    text: str | None = None,
+    arbiter: str = "witness",
+) -> Plan:
     """Return the history of a seed, its faults of these kinds only, or those that `text` lists.
+
+    Where hosts can be fenced, faults of fencing come on top.
 
     :raises PlanError: if the text cannot be read.
     """
     choose = random.Random(seed)  # noqa: S311 - it must be repeatable
-    settings = choose.choices(PROFILES, _WEIGHTS)[0]
+    settings = decided_by(arbiter, choose.choices(PROFILES, _WEIGHTS)[0])
     rates = (1 + choose.uniform(-DRIFT, DRIFT), 1 + choose.uniform(-DRIFT, DRIFT))
     if text is not None:
-        return Plan(seed, settings, rates, *read(text))
+        return Plan(seed, settings, rates, *read(text), arbiter)
     faults = draw(choose, kinds, SPAN_S)
     last = 0.0
     for fault in faults:
         begins = choose.uniform(LEAST_S, SPAN_S) if fault.moment else 0.0
         last = max(last, begins + fault.at + fault.lasts)
     heal_at = max(LEAST_S, min(last + 0.1, choose.uniform(LEAST_S, 2 * SPAN_S)))
-    return Plan(seed, settings, rates, faults, round(heal_at, 3))
+    if settings.fencing is not Fencing.NONE:
+        also = _also(seed)
+        if also.random() < FENCE_FAULTS:
+            faults += draw(also, FENCING, SPAN_S)[:2]
+    return Plan(seed, settings, rates, faults, round(heal_at, 3), arbiter)
 
 
 def live(planned: Plan, *, log: bool = False) -> Outcome:

@@ -28,6 +28,8 @@ class Node:
         self.stuck = 0
         """Faults that make the daemon stand still, its host's among them."""
         self.powerless = 0
+        self.fenced_at = float("-inf")
+        """When its host was last switched off by the other node."""
         self.daemonless = 0
         self.lags: list[float] = []
         """Seconds by which each step of the daemon is late."""
@@ -47,6 +49,14 @@ class Node:
     def other(self) -> "Node":
         """The other host."""
         return self.world.nodes["beta" if self.name == "alpha" else "alpha"]
+
+    def save(self, durable: Durable) -> None:
+        """Have this on the disk from now on, a copy of the record with it."""
+        if durable.gave_up != self.disk.gave_up:
+            self.world.judge.gave_up(self, durable.gave_up)
+        self.disk = durable
+        if durable.record is not None:
+            self.world.witness.copied(self, durable.record)
 
     def now(self) -> float:
         """Return what the host's clock says."""

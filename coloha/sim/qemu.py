@@ -42,7 +42,7 @@ class Qemu:
         self.alive = True
         self.frozen = 0
         """Faults that make it stand still, its host's among them."""
-        self.froze_at = self.thawed_at = float("-inf")
+        self.froze_at = self.thawed_at = self.died_at = float("-inf")
         self.status = "running" if primary else "inmigrate"
         self.migration = ""
         self.mode = ColoMode.NONE
@@ -201,6 +201,7 @@ class Qemu:
         """Be gone; what it held is gone with it."""
         self.settle()
         self.alive = False
+        self.died_at = self.world.now
         self._deliver()  # what it had written is read before its end is told
 
     # What commands do

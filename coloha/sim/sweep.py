@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from coloha.sim.faults import KINDS, NODES, PAIR, USUAL, Fault
-from coloha.sim.history import PROFILES, Plan
+from coloha.sim.history import PROFILES, Plan, decided_by
 from coloha.sim.world import World
 
 CRASHES = ("qemu-crash", "daemon-crash", "host-crash", "cut")
@@ -20,17 +20,19 @@ QUIET_S = 20.0
 _ENDS_WELL_S = 0.05
 
 
-def one_fault(seed: int, kinds: Sequence[str] = USUAL) -> Iterator[Plan]:
+def one_fault(seed: int, kinds: Sequence[str] = USUAL, arbiter: str = "witness") -> Iterator[Plan]:
     """Yield histories with one fault: each kind before each step, the bring-up included."""
-    quiet = _quiet(seed)
+    quiet = _quiet(seed, arbiter)
     for at in _steps(quiet, 0.0, quiet.heal_at):
         for fault in _faults(at, kinds):
             yield _with(quiet, fault)
 
 
-def two_faults(seed: int, kinds: Sequence[str] = CRASHES) -> Iterator[Plan]:
+def two_faults(
+    seed: int, kinds: Sequence[str] = CRASHES, arbiter: str = "witness"
+) -> Iterator[Plan]:
     """Yield histories with two faults, the first at each step of an epoch of a protected pair."""
-    quiet = _quiet(seed)
+    quiet = _quiet(seed, arbiter)
     for at in _steps(quiet, quiet.heal_at - quiet.settings.period_s, quiet.heal_at):
         for first in _faults(at, kinds):
             begun = _with(quiet, first)
@@ -39,12 +41,12 @@ def two_faults(seed: int, kinds: Sequence[str] = CRASHES) -> Iterator[Plan]:
                     yield _with(begun, second)
 
 
-def _quiet(seed: int) -> Plan:
+def _quiet(seed: int, arbiter: str) -> Plan:
     """Return the history without faults, up to the end of the first epoch of a protected pair."""
-    settings, rates = PROFILES[0], (1.0, 1.0)
+    settings, rates = decided_by(arbiter, PROFILES[0]), (1.0, 1.0)
     world = World(seed, settings, rates)
     assert world.whenever(world.judge.whole, QUIET_S), "nothing is in its way"
-    return Plan(seed, settings, rates, (), world.now + settings.period_s)
+    return Plan(seed, settings, rates, (), world.now + settings.period_s, arbiter)
 
 
 def _with(planned: Plan, fault: Fault) -> Plan:

@@ -9,9 +9,14 @@ from coloha.core.record import Record
 
 if TYPE_CHECKING:
     from coloha.sim.daemon import Daemon
+    from coloha.sim.node import Node
     from coloha.sim.world import World
 
 TIMEOUT_S = 0.3
+
+
+def _rank(record: Record) -> tuple[int, bool]:
+    return record.generation, record.protected
 
 
 class Witness:
@@ -28,6 +33,18 @@ class Witness:
         self.slowness: list[float] = []
         self.late = 0
         """Swaps that may yet be made although nobody waits for them any more."""
+
+    def copied(self, node: "Node", record: Record) -> None:
+        """A node without a witness has `record` on its disk: the later one of both counts."""
+        before = self.record
+        if before == record or (before is not None and _rank(record) < _rank(before)):
+            return
+        world = self._world
+        world.note(node.name, f"moves the record: {before or 'none'} -> {record}")
+        world.settle()
+        self.record = record
+        world.judge.record_moved(before, record, node, world.judge.asked(node))
+        world.moment("swapped")
 
     def _reachable(self, daemon: "Daemon") -> bool:
         return not self.stopped and not self.away[daemon.node.name]

@@ -13,6 +13,7 @@ from coloha.sim.clock import Clock, Scheduler
 from coloha.sim.colo import Stream
 from coloha.sim.daemon import Daemon
 from coloha.sim.faults import NODES, Fault
+from coloha.sim.fencer import Fencer
 from coloha.sim.happen import Happenings
 from coloha.sim.network import Network
 from coloha.sim.node import Node
@@ -47,6 +48,7 @@ class World(Scheduler):
         """Occurrences, by kind."""
         self.judge = Judge(self)
         self.witness = Witness(self)
+        self.fencer = Fencer(self)
         self.network = Network(self)
         self.streams: list[Stream] = []
         self.nodes = {
@@ -132,6 +134,20 @@ class World(Scheduler):
             qemu.channel.disturbed()
         if daemon is not None:
             self.at(self.latency(0.002), daemon.lost, qemu, why)
+
+    def lose_power(self, node: Node, why: str) -> None:
+        """Let a host go dark with all that runs on it."""
+        node.powerless += 1
+        self.kill_daemon(node)
+        if node.qemu is not None:
+            self.qemu_dies(node.qemu, why)
+        self.disturb()
+
+    def regain_power(self, node: Node) -> None:
+        """Let the host come back, unless something else keeps it off."""
+        node.powerless -= 1
+        self.disturb()
+        self.at(self.latency(0.2), self.start_daemon, node)
 
     def settle(self) -> None:
         """Let both guests have run until now."""

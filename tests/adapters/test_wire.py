@@ -12,11 +12,28 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from coloha.core.events import PeerState
 from coloha.core.phases import Phase
+from coloha.core.record import Record
 from coloha.core.wire import MAX_PAIRS, Link, Reject, RejectedError, name_hash
 from tests.adapters.support import KEY, OTHER_KEY, state
 
 UNSIGNED = st.integers(0, 2**64 - 1)
-STATES = st.builds(
+RECORDS = st.builds(
+    Record,
+    lineage=UNSIGNED.map("{:x}".format),
+    generation=UNSIGNED,
+    primary=st.sampled_from(["alpha", "beta"]),
+)
+
+
+def with_record(state: PeerState, record: Record, session: int | None) -> PeerState:
+    """What alpha says when it has a copy of the record."""
+    owner = record.primary == "alpha"
+    if session is not None:
+        record = record.protect("beta" if owner else "alpha", session)
+    return dataclasses.replace(state, generation=record.generation, owner=owner, record=record)
+
+
+PLAIN = st.builds(
     PeerState,
     phase=st.sampled_from(Phase),
     generation=UNSIGNED,
@@ -28,7 +45,10 @@ STATES = st.builds(
     committed=UNSIGNED,
     pulse=UNSIGNED,
     echo=UNSIGNED,
+    living=st.booleans(),
+    claims=st.booleans(),
 )
+STATES = PLAIN | st.builds(with_record, PLAIN, RECORDS, st.none() | UNSIGNED)
 PAIRS = st.dictionaries(st.text("abc-019", min_size=1, max_size=8), STATES, max_size=MAX_PAIRS)
 
 
@@ -73,7 +93,7 @@ def test_a_full_datagram_fits_an_ethernet_frame() -> None:
 
 def test_more_pairs_than_fit_are_an_error_of_the_caller() -> None:
     alpha, _ = links()
-    with pytest.raises(ValueError, match="at most 20"):
+    with pytest.raises(ValueError, match=f"at most {MAX_PAIRS}"):
         alpha.pack({f"pair-{k}": state() for k in range(MAX_PAIRS + 1)})
 
 
@@ -145,7 +165,7 @@ def test_a_wrong_key_with_the_right_key_id_fails_by_its_mac() -> None:
 def test_a_phase_that_this_version_does_not_know_is_malformed() -> None:
     alpha, beta = proven_links()
     body = alpha.pack({"vm": state()})[:-32]
-    phase_at = len(body) - 8
+    phase_at = len(body) - 1
     assert body[phase_at] == tuple(Phase).index(Phase.SOLO)
     unknown = signed(body[:phase_at] + bytes([len(Phase)]) + body[phase_at + 1 :])
     assert rejection(beta, unknown) is Reject.MALFORMED

@@ -19,6 +19,7 @@ from coloha.runtime.keeper import available_memory_bytes
 from lab.assets import Assets, load_assets
 from lab.etcd import EtcdCluster
 from lab.namespace import CHECKOUT, Namespace
+from tests.adapters.agent import HANGS, Agent, answer
 from tests.adapters.etcd_support import etcd, put, value_of
 from tests.adapters.support import PATIENCE_S
 from tests.cli.support import configure
@@ -312,3 +313,90 @@ def test_interfaces_that_are_there_are_fine(tmp_path: Path, host: Namespace) -> 
     assert (process.returncode, err) == (0, "")
     assert "ok      web: NIC 0 on bridge br0" in out
     assert "ok      web: NIC 1 on tap mytap" in out
+
+
+@pytest.mark.parametrize(
+    ("on_silence", "words"),
+    [("hold", "both hold the output until they do, or an operator"), ("primary", "goes on alone")],
+)
+def test_no_witness_is_spelt_out(
+    tmp_path: Path, capsys: Captured, on_silence: str, words: str
+) -> None:
+    qemu = str(fake_qemu(tmp_path))
+    witness = {"type": "none", "on_silence": on_silence}
+    vm = {"qemu": qemu, "accelerator": "qtest"}
+    found = findings(capsys, write(tmp_path, vm, witness=witness), 0)
+    assert words in found[-1]
+
+
+def host_with(folder: Path, text: str) -> Path:
+    host_file = write(folder, {"qemu": str(fake_qemu(folder))})
+    host_file.write_text(host_file.read_text() + text)
+    return host_file
+
+
+def of_host(capsys: Captured, host_file: Path, code: int) -> list[str]:
+    """What is said of the host itself."""
+    found = findings(capsys, host_file, code)
+    return [line for line in found if line[8:].startswith("alpha: ")]
+
+
+@pytest.mark.parametrize(
+    ("reply", "line"),
+    [
+        (answer(0, "all is well"), "ok      alpha: fencing of beta: {} reaches its device"),
+        (answer(2), "ok      alpha: fencing of beta: {} reaches its device"),
+        (answer(1, "no route"), "PROBLEM alpha: fencing of beta: {} cannot reach its device: exit"),
+        (HANGS, "PROBLEM alpha: fencing of beta: {} cannot reach its device: no answer within 1 s"),
+    ],
+)
+def test_fence_agents_are_asked_and_never_to_switch_off(
+    tmp_path: Path, capsys: Captured, reply: Any, line: str
+) -> None:
+    agent = Agent(tmp_path)
+    agent.answers(monitor=[reply])
+    timeout = "1s" if reply is HANGS else "60s"
+    text = f"fencing: {{beta: {{agent: {agent.path}, timeout: {timeout}}}}}\n"
+    (found,) = of_host(capsys, host_with(tmp_path, text), int(line.startswith("PROBLEM")))
+    assert found.startswith(line.format(agent.path))
+    assert set(agent.actions) <= {"monitor"}
+
+
+def test_a_fence_agent_that_is_not_there(tmp_path: Path, capsys: Captured) -> None:
+    text = "fencing: {beta: {agent: fence_none}}\n"
+    (found,) = of_host(capsys, host_with(tmp_path, text), 1)
+    assert found.startswith("PROBLEM alpha: fencing of beta: fence_none: fence_none cannot be run")
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        (
+            "optional, device: /dev/none",
+            ["ok      alpha: watchdog (optional), not used: /dev/none cannot be used"],
+        ),
+        ("optional, device: /proc/version", ["ok      alpha: watchdog (optional), not used: "]),
+        (
+            "optional, device: /dev/null",
+            [
+                "ok      alpha: watchdog /dev/null is there; coloha arms it for 5 s",
+                "ok      alpha: watchdog (optional) resets this host too late for web",
+            ],
+        ),
+        ("off, device: /dev/none", []),
+    ],
+)
+def test_the_watchdog(tmp_path: Path, capsys: Captured, text: str, lines: list[str]) -> None:
+    found = of_host(capsys, host_with(tmp_path, f"watchdog: {{mode: {text}}}\n"), 0)
+    assert len(found) == len(lines)
+    for said, start in zip(found, lines, strict=True):
+        assert said.startswith(start)
+
+
+def test_a_required_watchdog_that_is_missing(tmp_path: Path, capsys: Captured) -> None:
+    text = "watchdog: {mode: required, device: /dev/none}\n"
+    host_file = host_with(tmp_path, text)
+    pair = host_file.parent / "pairs.d/web.yaml"
+    pair.write_text(pair.read_text() + "heartbeat: {interval: 1s, misses: 10}\n")
+    (found,) = of_host(capsys, host_file, 1)
+    assert found.startswith("PROBLEM alpha: watchdog: /dev/none cannot be used")

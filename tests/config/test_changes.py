@@ -6,7 +6,7 @@ import pytest
 
 from coloha.config import PairConfig, changed_settings, live_settings
 
-from .support import PAIR, edit, load_pair, write
+from .support import HOST, PAIR, edit, load_from, load_pair, write
 
 FULL = (
     edit(
@@ -16,7 +16,7 @@ FULL = (
         "  cpus: 1\n  kernel: kernel\n  initrd: initrd\n  append: quiet\n"
         "  extra_arguments: [-rtc, base=utc]\n",
     )
-    + "  timeout: 1s\nfirst_primary: alpha\n"
+    + "  timeout: 1s\nfirst_primary: alpha\nfencing: none\n"
     "checkpoint: {mode: buffer, period: 50ms, stall_timeout: 3s}\n"
     "heartbeat: {interval: 100ms, misses: 5, restart_hold: 5s}\n"
     "recovery: {sync_timeout: 10m, retry_max: 60s, cold_start_after: 30s, flap_limit: 5,"
@@ -43,6 +43,7 @@ SHARED = [
     ("interval: 100ms", "interval: 101ms", "heartbeat.interval"),
     ("misses: 5", "misses: 6", "heartbeat.misses"),
     ("restart_hold: 5s", "restart_hold: 6s", "heartbeat.restart_hold"),
+    ("fencing: none", "fencing: optional", "fencing"),
 ]
 
 LOCAL = [
@@ -63,8 +64,10 @@ LOCAL = [
 
 
 def full_pair(folder: Path, text: str = FULL) -> PairConfig:
-    write(folder, {"pairs.d/kernel": "", "pairs.d/initrd": "", "pairs.d/other": ""})
-    return load_pair(folder, text)
+    agent = "fencing: {beta: {agent: fence_x}}\n" if "fencing: none" not in text else ""
+    files = {"pairs.d/kernel": "", "pairs.d/initrd": "", "pairs.d/other": ""}
+    files |= {"coloha.yaml": HOST + agent, "pairs.d/web.yaml": text}
+    return load_from(folder, files).pairs[0]
 
 
 @pytest.mark.parametrize(("old", "new", "path"), SHARED)

@@ -11,10 +11,12 @@ from pydantic import BaseModel
 
 from coloha.config import (
     Checkpoint,
+    FenceAgent,
     Heartbeat,
     HostConfig,
     PairConfig,
     Recovery,
+    Watchdog,
     load,
     reference,
     schema,
@@ -36,10 +38,16 @@ FOLDER = _PAIR_EXAMPLE[
     _PAIR_EXAMPLE.index("\n  type: file") : _PAIR_EXAMPLE.index("\n\n  # Or an etcd")
 ]
 _COMMENTED = _PAIR_EXAMPLE[
-    _PAIR_EXAMPLE.index("  # type: etcd") : _PAIR_EXAMPLE.index("\nrecovery")
+    _PAIR_EXAMPLE.index("  # type: etcd") : _PAIR_EXAMPLE.index("\n  # Or none")
 ]
 CLUSTER = "\n" + re.sub(r"(?m)^  # ([a-z_]+:|  - )", r"  \1", _COMMENTED)
 """The example's two witnesses: the one that it has, and the one in its comments."""
+
+
+_HOST_EXAMPLE = EXAMPLES[HostConfig].read_text()
+_AGENT = _HOST_EXAMPLE[_HOST_EXAMPLE.index("# fencing:") : _HOST_EXAMPLE.index("\n# What resets")]
+AGENT = re.sub(r"(?m)^( *)# ([a-z_]+:)", r"\1\2", _AGENT)
+"""What the host example says of fencing, in its comments and out of them."""
 
 
 def example(folder: Path, replace: tuple[str, str] | None = None) -> Path:
@@ -49,6 +57,7 @@ def example(folder: Path, replace: tuple[str, str] | None = None) -> Path:
         "coloha.yaml": EXAMPLES[HostConfig].read_text(),
         "pairs.d/example.yaml": edit(pair, *replace) if replace else pair,
         "key": KEY,
+        "ipmi-password": "secret",
         "pairs.d/vmlinuz": "",
         "pairs.d/initrd.img": "",
         "pairs.d/OVMF.fd": "",
@@ -58,8 +67,8 @@ def example(folder: Path, replace: tuple[str, str] | None = None) -> Path:
         "pairs.d/etcd-node.key": "",
     }
     host_file = write(folder, files)
-    for name in ("etcd-password", "etcd-node.key"):
-        (folder / "pairs.d" / name).chmod(0o600)
+    for name in ("ipmi-password", "pairs.d/etcd-password", "pairs.d/etcd-node.key"):
+        (folder / name).chmod(0o600)
     (folder / "pairs.d/web.yaml").unlink()
     return host_file
 
@@ -70,7 +79,8 @@ def test_examples_load_with_defaults(tmp_path: Path) -> None:
     assert pair.checkpoint == Checkpoint()
     assert pair.heartbeat == Heartbeat()
     assert pair.recovery == Recovery()
-    changed = {"node", "listen", "key_file", "pairs_directory"}
+    assert config.host.watchdog == Watchdog()
+    changed = {"node", "listen", "key_file", "pairs_directory", "watchdog"}
     fields = HostConfig.model_fields.items()
     defaults = {name: info.default for name, info in fields if name not in changed}
     assert {name: getattr(config.host, name) for name in defaults} == defaults
@@ -89,10 +99,21 @@ def test_examples_load_with_defaults(tmp_path: Path) -> None:
             "  firmware: OVMF.fd",
         ),
         (FOLDER, CLUSTER),
+        (FOLDER, "\n  type: none\n  on_silence: hold"),
     ],
 )
 def test_alternatives_in_the_example_load(tmp_path: Path, replace: tuple[str, str]) -> None:
     assert load(example(tmp_path, replace)).pairs
+
+
+def test_the_agent_in_the_example_loads(tmp_path: Path) -> None:
+    host_file = example(tmp_path, ("fencing: none", "fencing: required"))
+    host_file.write_text(edit(host_file.read_text(), _AGENT, AGENT))
+    agent = load(host_file).host.fencing["beta"]
+    assert agent.parameters == {"ip": "10.8.0.2", "username": "coloha", "lanplus": "1"}
+    assert agent.model_dump(exclude={"parameters", "password_file"}) == FenceAgent(
+        agent="fence_ipmilan"
+    ).model_dump(exclude={"parameters", "password_file"})
 
 
 @pytest.mark.parametrize("root", EXAMPLES)

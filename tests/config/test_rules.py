@@ -129,20 +129,20 @@ def many(count: int) -> dict[str, str]:
     }
 
 
-def test_one_heartbeat_carries_20_pairs(tmp_path: Path) -> None:
-    assert len(load_from(tmp_path, many(19)).pairs) == 20
+def test_one_heartbeat_carries_17_pairs(tmp_path: Path) -> None:
+    assert len(load_from(tmp_path, many(16)).pairs) == 17
     refuse(
         tmp_path,
         many(22),
-        ("pairs.d/vm20.yaml:3:3: nodes", "alpha and beta have 23 pairs", "carries 20"),
+        ("pairs.d/vm17.yaml:3:3: nodes", "alpha and beta have 23 pairs", "carries 17"),
     )
 
 
-def test_20_pairs_for_each_peer(tmp_path: Path) -> None:
-    files = many(28)
+def test_17_pairs_for_each_peer(tmp_path: Path) -> None:
+    files = many(25)
     for name in list(files)[:10]:
         files[name] = edit(files[name], "  beta:", "  gamma:").replace("10.9.0.2", "10.9.0.3")
-    assert len(load_from(tmp_path, files).pairs) == 29
+    assert len(load_from(tmp_path, files).pairs) == 26
 
 
 def test_macs_and_taps_are_unique(tmp_path: Path) -> None:

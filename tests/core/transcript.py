@@ -19,6 +19,7 @@ from coloha.core.actions import (
     Admit,
     Beat,
     DropChannel,
+    Fence,
     Invite,
     Kill,
     Launch,
@@ -28,7 +29,7 @@ from coloha.core.actions import (
     SwapRecord,
     Tell,
 )
-from coloha.core.context import Settings
+from coloha.core.context import Fencing, OnSilence, Settings
 from coloha.core.events import (
     Adopted,
     ChannelFailed,
@@ -41,6 +42,8 @@ from coloha.core.events import (
     Event,
     FailoverRequested,
     Failure,
+    Fenced,
+    FenceDone,
     GuestShutdown,
     Heard,
     Invited,
@@ -71,6 +74,7 @@ from coloha.core.record import OPERATOR, Record
 
 INCARNATION = 1
 LINEAGE = "1"
+QUIET_S = 0.1
 
 
 class Player:
@@ -80,11 +84,13 @@ class Player:
         self.machine: PairMachine | None = None
         self.settings: dict[str, object] = {}
         self.script = 0
+        self.fence = 0
         self.run: Run | None = None
         self.session: int | None = None
         self.swap: SwapRecord | None = None
         self.pulse = 0
         self.loud = False
+        self.now = 0.0
 
     def play(self, line: str) -> Iterator[str]:
         """Yield what the machine answers to one line."""
@@ -98,6 +104,16 @@ class Player:
         now = float(first)
         if self.machine is None:
             self.machine = PairMachine(self.make_settings(), now)
+        if words[0] == "quiet":  # nothing happens until then, and this node knows
+            while self.now + QUIET_S < now:
+                self.now += QUIET_S
+                yield from self.step(self.now, ["timer"])
+            words = ["timer"]
+        self.now = now
+        yield from self.step(now, words)
+
+    def step(self, now: float, words: list[str]) -> Iterator[str]:
+        assert self.machine is not None
         before = self.machine.snapshot().phase
         actions = self.machine.step(self.event(words[0], words[1:]), now)
         after = self.machine.snapshot().phase
@@ -109,7 +125,12 @@ class Player:
                 yield shown
 
     def make_settings(self) -> Settings:
-        return Settings(pair="vm", incarnation=INCARNATION, **self.settings)  # type: ignore[arg-type]
+        settings = dict(self.settings)
+        settings["witnessed"] = "unwitnessed" not in settings
+        settings.pop("unwitnessed", None)
+        settings["on_silence"] = OnSilence(str(settings.get("on_silence", "hold")))
+        settings["fencing"] = Fencing(str(settings.get("fencing", "none")))
+        return Settings(pair="vm", incarnation=INCARNATION, **settings)  # type: ignore[arg-type]
 
     def status(self) -> Iterator[str]:
         assert self.machine is not None
@@ -133,7 +154,9 @@ class Player:
             "leaving": Leaving(),
             "pause": PauseRequested(paused=True),
             "resume": PauseRequested(paused=False),
-            "failover": FailoverRequested("forced" in options, int(str(options.get("of", 4)))),
+            "failover": FailoverRequested(
+                "forced" in options, int(str(options.get("of", 4))), "vouched" in options
+            ),
             "protect": ProtectRequested(),
         }
         if name in simple:
@@ -163,6 +186,8 @@ class Player:
                 if name == "channel-ready":
                     return ChannelReady(self.session)
                 return ChannelFailed(self.session, " ".join(words))
+            case "fenced":
+                return FenceDone(self.fence, Fenced(words[0]), " ".join(words[1:]) or words[0])
             case "period":
                 return PeriodChanged(float(words[0]))
         return self.process(name, " ".join(words))
@@ -185,6 +210,8 @@ class Player:
             session = int(str(options.pop("of"))) if role is Role.SECONDARY else None
             found = self.run = Run(f"{role.value[0]}-old", role, session)
             self.session = session
+        if "copy" in options:
+            options["record"] = _copy(str(options.pop("copy")))
         if options:
             options.setdefault("lineage", LINEAGE)
         return Started(Durable(**options), found)  # type: ignore[arg-type]
@@ -196,7 +223,15 @@ class Player:
             self.pulse += 1
         session = options.get("session")
         gave_up = options.get("gave_up")
+        record = _copy(str(options["copy"])) if "copy" in options else None
+        if record is not None:
+            options["generation"] = record.generation
+            if record.primary == self.settings["peer"]:
+                options["owner"] = True
         return PeerState(
+            record=record,
+            living="living" in options,
+            claims="claims" in options,
             phase=Phase(str(options.get("phase", "standby"))),
             generation=int(str(options.get("generation", 0))),
             owner="owner" in options,
@@ -236,6 +271,9 @@ class Player:
                 return f"launch {run.role}"
             case Kill():
                 return "kill"
+            case Fence(number):
+                self.fence = number
+                return "fence"
             case RunScript(number, script, timeout_s):
                 self.script = number
                 return f"run {script} ({timeout_s:g} s)"
@@ -277,6 +315,11 @@ def _record(words: list[str]) -> Record | None:
     raise ValueError(words)
 
 
+def _copy(text: str) -> Record | None:
+    """`solo,4,alpha` or `protected,4,alpha,beta,7`: a node's copy of the record."""
+    return _record(text.split(","))
+
+
 def _result(options: dict[str, object]) -> object:
     if "committed" in options:
         return Committed(0.006)
@@ -298,6 +341,8 @@ def _durable(durable: Durable, session: int | None) -> str:
         parts.append(f"gave up {name(durable.gave_up)}")
     if durable.off:
         parts.append("off")
+    if durable.record is not None:
+        parts.append(f"record {durable.record}")
     if durable.pauses:
         parts.append(f"{durable.pauses} pauses and resumes")
     return ", ".join(parts)

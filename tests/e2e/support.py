@@ -14,6 +14,7 @@ from lab.assets import load_assets
 from lab.client import Report, RunningClient, start_client
 from lab.cluster import PAIR, Cluster, Timing
 from lab.etcd import EtcdCluster, etcd_between
+from lab.power import PowerSwitch
 from lab.topology import GUEST_IP, Topology
 
 PATIENT = Timing(interval="100ms", misses=6, stall_timeout="3s")
@@ -29,6 +30,8 @@ class Scene:
     client: RunningClient
     etcd: EtcdCluster | None = None
     """The witness, if it is not the folder."""
+    power: PowerSwitch | None = None
+    """What switches the hosts off, if they fence."""
 
     def wait_protected(self, timeout_s: float = 40.0) -> tuple[str, str]:
         """Wait for protection; return primary and secondary."""
@@ -107,14 +110,23 @@ def scene(
     qemu: Path | None = None,
     vm: dict[str, Any] | None = None,
     in_etcd: bool = False,
+    on_silence: str | None = None,
+    fencing: str = "none",
 ) -> Iterator[Scene]:
-    """Bring a pair up from nothing until the client is answered."""
+    """Bring a pair up from nothing until the client is answered.
+
+    `on_silence` is for a pair without a witness. With `fencing` each host has the power switch of
+    the other one.
+    """
     with contextlib.ExitStack() as stack:
         topology = stack.enter_context(Topology())
         assets, witness, etcd = load_assets(), None, None
+        power = stack.enter_context(PowerSwitch(topology)) if fencing != "none" else None
         if in_etcd:
             etcd = stack.enter_context(etcd_between(topology, assets.etcd))
             witness = {"type": "etcd", "endpoints": etcd.endpoints, "timeout": "2s"}
+        if on_silence is not None:
+            witness = {"type": "none", "on_silence": on_silence}
         cluster = Cluster(
             topology,
             assets,
@@ -123,6 +135,8 @@ def scene(
             qemu=qemu,
             vm=vm,
             witness=witness,
+            fencing=fencing,
+            agent=power.agent if power is not None else None,
         )
         if program is not None:
             cluster.program = program
@@ -133,7 +147,7 @@ def scene(
         try:
             cluster.wait_protected(60)
             client.wait_for_answers(10, 60)
-            yield Scene(topology, cluster, client, etcd)
+            yield Scene(topology, cluster, client, etcd, power)
         except BaseException:
             print(cluster.report())
             raise

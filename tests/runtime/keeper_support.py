@@ -17,6 +17,7 @@ from coloha.core.events import (
 )
 from coloha.qemu import versions
 from coloha.runtime.keeper import Keeper
+from coloha.runtime.watchman import Watchman
 from tests.adapters.support import KEY, eventually
 from tests.config.support import PAIR, edit, load_from
 
@@ -49,7 +50,10 @@ def changed(config: PairConfig, section: str, **changes: Any) -> PairConfig:
 
 @contextlib.asynccontextmanager
 async def side(
-    folder: Path, node: str, change: Callable[[PairConfig], PairConfig] = lambda pair: pair
+    folder: Path,
+    node: str,
+    change: Callable[[PairConfig], PairConfig] = lambda pair: pair,
+    watchman: Watchman | None = None,
 ) -> AsyncIterator[Side]:
     """A node's half of a pair without NICs, on loopback."""
     text = PLAIN.replace("128MiB", "16MiB")
@@ -59,7 +63,7 @@ async def side(
     events: list[Event] = []
     failures: list[Exception] = []
     peer = "beta" if node == "alpha" else "alpha"
-    keeper = Keeper(pair, host, KEY, peer, events.append, failures.append)
+    keeper = Keeper(pair, host, KEY, peer, events.append, failures.append, watchman=watchman)
     server = ChannelServer(node, KEY, keeper.offered)
     server.start(("127.0.0.1", 0))
     try:

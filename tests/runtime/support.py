@@ -5,12 +5,13 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from coloha.adapters.fence import Fencer, Report
 from coloha.adapters.heartbeat import Heartbeats
 from coloha.adapters.witness import Witness
 from coloha.config import Config, load
@@ -29,6 +30,7 @@ from coloha.runtime.occurrences import Occurrences
 from coloha.runtime.pair import PairRuntime, Services
 from coloha.runtime.recorder import Recorder
 from coloha.runtime.store import Store
+from coloha.runtime.watchman import Watchman
 from tests.adapters.support import PATIENCE_S, eventually, state
 from tests.config.support import write
 
@@ -116,6 +118,18 @@ class FakeWitness:
         pass
 
 
+class FakeFencer:
+    """Reports when the test says so, what the test says."""
+
+    def __init__(self, done: list[str]) -> None:
+        self.done = done
+        self.reports: asyncio.Queue[Report] = asyncio.Queue()
+
+    async def fence(self) -> Report:
+        self.done.append("fence")
+        return await self.reports.get()
+
+
 class FakeHeartbeats:
     """Keeps what a heartbeat would have said, at the moment it would have been sent."""
 
@@ -145,10 +159,13 @@ class Stage:
         self.recorder = Recorder("alpha", folder / "flight", self.occurrences.add)
         self.keeper = FakeKeeper(self.done)
         self.witness = FakeWitness(self.done)
+        self.fencer = FakeFencer(self.done)
+        self.metrics = Metrics()
         heartbeats = cast("Heartbeats", FakeHeartbeats(self))
         services = Services(
-            config.host, b"k" * 32, self.store, heartbeats, self.occurrences, Metrics(),
-            self.recorder,
+            config.host, b"k" * 32, self.store, heartbeats, self.occurrences, self.metrics,
+            self.recorder, cast("Mapping[str, Fencer]", {"beta": self.fencer}),
+            Watchman(None, required=False, wards=tuple, tell=lambda *_: None),
         )  # fmt: skip
         self.pair = PairRuntime(config.pairs[0], cast("Witness", self.witness), services)
         self.pair.keeper = cast("Keeper", self.keeper)

@@ -1,6 +1,7 @@
 """The keeper: QEMU started, found and ended, channels made and dropped; all told by events."""
 
 import asyncio
+import errno
 import os
 import signal
 import sys
@@ -9,14 +10,17 @@ from pathlib import Path
 import pytest
 
 from coloha.adapters.channel import Request
+from coloha.adapters.watchdog import Watchdog
 from coloha.config import PairConfig
 from coloha.core.actions import RunScript, Script
 from coloha.core.events import (
+    Failure,
     Invited,
     LaunchFailed,
     QemuExited,
     Role,
     Run,
+    ScriptFailed,
 )
 from coloha.errors import LaunchError, StoreError
 from coloha.qemu.command_line import mark
@@ -24,7 +28,9 @@ from coloha.qemu.process import Process
 from coloha.qemu.vm import Vm
 from coloha.runtime import keeper as keeper_module
 from coloha.runtime.keeper import CONSOLE_BYTES
+from coloha.runtime.watchman import Watchman
 from tests.adapters.support import PATIENCE_S, Runner, eventually
+from tests.adapters.watchdog_support import FakeDriver
 from tests.runtime.daemon_support import children, exists
 from tests.runtime.keeper_support import (
     PRIMARY,
@@ -96,6 +102,31 @@ def test_a_program_that_does_not_answer_is_killed_on_demand(run: Runner, tmp_pat
             assert exited.run == PRIMARY
             await eventually(lambda: not exists(pid or 0), "it is reaped")
             assert alpha.failures == []
+
+    run(main())
+
+
+def test_a_qemu_is_dead_only_when_it_is_seen_dead(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loser's node says that it stands by on the strength of this (R3)."""
+    path = program(tmp_path, "exec sleep 1000")
+    kills: list[int] = []
+    monkeypatch.setattr(Process, "kill", lambda self: kills.append(self.pid))
+
+    async def main() -> None:
+        async with side(tmp_path, "alpha", lambda p: changed(p, "vm", qemu=path)) as alpha:
+            alpha.keeper.launch(PRIMARY)
+            await eventually(lambda: alpha.keeper.vm and alpha.keeper.vm.pid, "the process")
+            (pid,) = offspring()
+            alpha.keeper.kill(PRIMARY)
+            assert kills == [pid]
+            await asyncio.sleep(0.2)
+            assert not any(isinstance(event, QemuExited) for event in alpha.events)
+            os.kill(pid, signal.SIGKILL)
+            exited = await alpha.told(QemuExited)
+            assert exited.run == PRIMARY
+            assert not exists(pid)
 
     run(main())
 
@@ -262,5 +293,21 @@ def test_a_console_that_grows_is_emptied(
                     guest.flush()
                     await eventually(lambda: console.stat().st_size <= 5, "it is emptied")
             assert console.read_text() == "xxxxx"
+
+    run(main())
+
+
+def test_no_output_is_held_without_a_required_watchdog(run: Runner, tmp_path: Path) -> None:
+    async def main() -> None:
+        driver = FakeDriver(failing=("open", errno.EBUSY))
+        watchdog = Watchdog(Path("/dev/watchdog"), 5, driver)
+        watchman = Watchman(watchdog, required=True, wards=tuple, tell=lambda *_: None)
+        async with side(tmp_path, "alpha", watchman=watchman) as alpha:
+            run_qemu(alpha, PRIMARY, (11, 1, 3))
+            alpha.keeper.run_script(RunScript(1, Script.ARM, 1.0))
+            failed = await alpha.told(ScriptFailed)
+            assert failed.failure is Failure.REFUSED
+            assert "the watchdog is not armed" in failed.reason
+        await watchman.close()
 
     run(main())

@@ -87,6 +87,7 @@ def test_what_happens_is_counted() -> None:
         metrics.occurred("vm", "failover")
         metrics.occurred("vm", "failover")
         metrics.occurred("db", "failover")
+        metrics.fenced("beta", "unknown")
         samples = scrape(port)
         rejected["replay"] = 4
         assert value(scrape(port), "coloha_heartbeats_rejected_total", reason="replay") == 4
@@ -98,6 +99,7 @@ def test_what_happens_is_counted() -> None:
     assert value(samples, "coloha_steps_unrecorded_total") == 8
     assert value(samples, "coloha_occurrences_total", pair="vm", kind="failover") == 2
     assert value(samples, "coloha_occurrences_total", pair="db", kind="failover") == 1
+    assert value(samples, "coloha_fence_total", node="beta", outcome="unknown") == 1
     pauses = "coloha_checkpoint_pause_seconds"
     assert value(samples, f"{pauses}_count", pair="vm") == 4
     assert value(samples, f"{pauses}_sum", pair="vm") == pytest.approx(9.077)
@@ -112,6 +114,7 @@ def test_names_and_help_are_as_prometheus_wants_them() -> None:
         metrics.totals = lambda: Totals({"mac": 1})
         metrics.pause("vm", 0.1)
         metrics.occurred("vm", "failover")
+        metrics.fenced("beta", "confirmed")
         families = list(text_string_to_metric_families(fetch(port)))
     names = [family.name for family in families]
     assert len(names) == len(set(names))
@@ -120,6 +123,7 @@ def test_names_and_help_are_as_prometheus_wants_them() -> None:
         "coloha_channels_rejected",
         "coloha_checkpoint_pause_seconds",
         "coloha_events_lost",
+        "coloha_fence",
         "coloha_heartbeats_rejected",
         "coloha_heartbeats_unsent",
         "coloha_occurrences",

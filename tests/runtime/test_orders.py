@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from coloha.core.context import Settings
+from coloha.core.context import Fencing, Settings
 from coloha.core.machine import PairMachine
 from coloha.core.phases import Phase
 from coloha.core.snapshot import Snapshot
@@ -39,6 +39,27 @@ def test_force_is_planned() -> None:
         plan = failover_plan(seen(phase, silent=True), 10.0, forced=True)
         assert "beta IS POWERED OFF" in plan[0]
         assert "solo(5, alpha)" in plan[1]
+        assert "boots the VM anew" in plan[2]
+
+
+def test_force_has_the_other_host_switched_off_first() -> None:
+    fenced = seen(Phase.STANDBY, silent=True, fencing=Fencing.OPTIONAL)
+    assert "beta's host is switched off" in failover_plan(fenced, 10.0, forced=True)[0]
+    vouched = failover_plan(fenced, 10.0, forced=True, vouched=True)
+    assert "beta IS POWERED OFF" in vouched[0]
+
+
+def test_without_a_witness_a_copy_can_be_forced() -> None:
+    alone = seen(Phase.FOLLOW, silent=True, witnessed=False)
+    assert "from the last commit" in failover_plan(alone, 10.0, forced=True)[2]
+    alone = seen(Phase.DEFEND, silent=True, witnessed=False)
+    assert "goes on alone" in failover_plan(alone, 10.0, forced=True)[2]
+
+
+def test_a_winner_that_waits_for_fencing_can_be_forced() -> None:
+    claims = seen(Phase.CLAIM, silent=True, fencing=Fencing.REQUIRED)
+    plan = failover_plan(claims, 10.0, forced=True)
+    assert not any("becomes" in step for step in plan)
 
 
 @pytest.mark.parametrize(

@@ -3,16 +3,20 @@
 import asyncio
 import dataclasses
 import itertools
+import math
+import time
 from pathlib import Path
 
 import pytest
 
+from coloha.adapters.fence import Report
 from coloha.adapters.witness import WitnessError
 from coloha.core.actions import (
     Action,
     Admit,
     Beat,
     DropChannel,
+    Fence,
     Invite,
     Kill,
     Launch,
@@ -28,6 +32,8 @@ from coloha.core.events import (
     Committed,
     Durable,
     Event,
+    Fenced,
+    FenceDone,
     GuestShutdown,
     QemuExited,
     RecordRead,
@@ -304,5 +310,46 @@ def test_checkpoints_and_occurrences_are_counted(
             )
             count = "coloha_checkpoint_pause_seconds_count"
             assert metrics._registry.get_sample_value(count, names) == 1
+
+    run(main())
+
+
+@pytest.mark.parametrize("outcome", Fenced)
+def test_fencing_goes_on_beside_the_pump(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outcome: Fenced
+) -> None:
+    async def main() -> None:
+        async with staged(monkeypatch, tmp_path) as stage:
+            await stage.begun()
+            await stage.take(ODD, [Fence(7), Beat()])
+            await eventually(lambda: stage.done == ["beat", "fence"], "beta's host is fenced")
+            await stage.take(GuestShutdown(), [])  # the pump goes on meanwhile
+            await stage.fencer.reports.put(Report(outcome, "so it was"))
+            done = FenceDone(7, outcome, "so it was")
+            await eventually(lambda: done in stage.events, "the machine is told")
+            (fencings,) = (m for m in stage.metrics._registry.collect() if m.name == "coloha_fence")
+            counted = {s.labels["outcome"]: s.value for s in fencings.samples if s.value == 1}
+            assert counted == {outcome: 1}
+
+    run(main())
+
+
+def test_how_long_the_pump_has_been_at_one_step(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, disk: SlowDisk
+) -> None:
+    """The watchdog starves by it: an event loop that lives is not enough."""
+
+    async def main() -> None:
+        async with staged(monkeypatch, tmp_path) as stage:
+            await stage.begun()
+            await stage.take(ODD, [])
+            assert stage.pair.stuck_s(time.monotonic() + 5) == 0.0
+            await stage.take(GuestShutdown(), [Persist(NEW)])
+            await eventually(disk.writing.is_set, "the disk is asked")
+            assert stage.pair.stuck_s(time.monotonic() + 5) >= 5.0
+            disk.go_on.set()
+            await eventually(lambda: stage.pair.stuck_s(time.monotonic() + 5) == 0.0, "it goes on")
+            stage.pair.trouble = "broken"
+            assert stage.pair.stuck_s(time.monotonic()) == math.inf
 
     run(main())

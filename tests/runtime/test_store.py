@@ -13,13 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coloha.core.events import Durable
+from coloha.core.record import Record
 from coloha.durable import NotSyncedError
 from coloha.errors import StoreError
 from coloha.runtime import store as store_module
 from coloha.runtime.store import FORMAT, Store
 from tests.adapters.support import PATIENCE_S, Runner, eventually, ticking
 
-STATE = Durable("life", generation=3, gave_up=7, asked=8, off=True)
+RECORD = Record("life", 3, "alpha", "beta", 9)
+STATE = Durable("life", generation=3, gave_up=7, asked=8, off=True, record=RECORD)
 NUMBERS = st.integers(0, 2**64)
 
 
@@ -87,6 +89,7 @@ def test_what_is_saved_is_found_again(run: Runner, tmp_path: Path) -> None:
         gave_up=st.none() | NUMBERS,
         asked=st.none() | NUMBERS,
         off=st.booleans(),
+        record=st.none() | st.just(RECORD),
     )
 )
 def test_any_state_survives(tmp_path: Path, durable: Durable) -> None:
@@ -120,9 +123,11 @@ def saved() -> dict[str, object]:
         json.dumps({**saved(), "lineage": 1}).encode(),
         json.dumps({**saved(), "off": "no"}).encode(),
         json.dumps({**saved(), "generation": True}).encode(),
+        json.dumps({**saved(), "record": {"generation": 3}}).encode(),
+        json.dumps({**saved(), "record": "solo"}).encode(),
         json.dumps({"format": FORMAT}).encode(),
     ],
-    ids=range(20),
+    ids=range(22),
 )
 def test_a_damaged_file_is_reported_and_left_alone(tmp_path: Path, content: bytes) -> None:
     """Taking it for a fresh start would forget what this node gave up."""

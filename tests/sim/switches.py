@@ -33,6 +33,7 @@ class Switch:
     found: tuple[str, ...]
     seeds: int
     faults: tuple[str, ...] = USUAL
+    arbiter: str = "witness"
 
 
 # The core's own last line of defence is off with every switch: the checkers must do without.
@@ -60,8 +61,8 @@ SWITCHES = [
         "the secondary promotes without asking the witness",
         (
             Change(
-                "coloha.core.secondary:claim",
-                "elif _guards(c):\n        c.own()",
+                "coloha.core.secondary:_ask_for_generation",
+                "elif _guards(c):\n        own(c)",
                 "elif _guards(c):\n        c.go(Phase.PROMOTE)",
             ),
         ),
@@ -71,7 +72,13 @@ SWITCHES = [
     Switch(
         "R2",
         "the primary opens its output without asking the witness",
-        (Change("coloha.core.primary:defend", "if c.own():", "if True:"),),
+        (
+            Change(
+                "coloha.core.primary:defend",
+                "if own(c, forced=ordered):",
+                "if True:",
+            ),
+        ),
         ("no-right", "two-voices"),
         100,
     ),
@@ -163,7 +170,7 @@ SWITCHES = [
         (
             Change(
                 "coloha.core.primary:yielded",
-                "if not record.protected or both_lost or abandoned:",
+                "if not record.protected or alone or abandoned or ordered:",
                 "if not record.protected:",
             ),
         ),
@@ -265,6 +272,70 @@ SWITCHES = [
         ("two-voices",),
         500,
         ("mute", "daemon-slow"),
+    ),
+    Switch(
+        "R7",
+        "without a witness the secondary takes over from silence",
+        (
+            Change("coloha.core.secondary:_may_claim", "entitled(c)", "(c.silent or entitled(c))"),
+            Change("coloha.core.ownership:own", "(forced or entitled(c))", "True"),
+        ),
+        ("not-dead", "two-voices", "forgotten"),
+        50,
+        arbiter="hold",
+    ),
+    Switch(
+        "R7",
+        "a primary that is to hold goes on alone from silence",
+        (Change("coloha.core.ownership:entitled", "not hold and mine", "mine"),),
+        ("not-dead", "record"),
+        50,
+        arbiter="hold-fence",
+    ),
+    Switch(
+        "R7",
+        "a primary takes the generation although it gave up its copy",
+        (Change("coloha.core.ownership:entitled", "mine = c.durable.gave_up", "mine = -1"),),
+        ("record", "lost-vm", "two-voices"),
+        100,
+        arbiter="primary",
+    ),
+    Switch(
+        "R7",
+        "a node whose disk is empty begins anew without asking the other one",
+        (
+            Change(
+                "coloha.core.common:_begin_unwitnessed",
+                "c.heard is not None and c.heard.record is None and not c.heard.living",
+                "True",
+            ),
+        ),
+        ("record", "two-voices"),
+        50,
+        ("disk-lost", "cut"),
+        arbiter="hold",
+    ),
+    Switch(
+        "fencing",
+        "a fencing of unknown outcome is taken for confirmed",
+        (
+            Change(
+                "coloha.core.absorb:_fence_done",
+                "event.outcome is Fenced.CONFIRMED",
+                "event.outcome is not Fenced.FAILED",
+            ),
+        ),
+        ("not-dead",),
+        600,
+        arbiter="hold-fence",
+    ),
+    Switch(
+        "fencing",
+        "fencing is required, and a failed one borne",
+        (Change("coloha.core.secondary:_may_speak", "c.s.fencing is Fencing.OPTIONAL and", ""),),
+        ("not-dead",),
+        150,
+        arbiter="witness-fence-required",
     ),
 ]
 

@@ -11,7 +11,16 @@ import pytest
 from coloha.cli.simulate import story
 from coloha.core.phases import Phase
 from coloha.sim.faults import KINDS, NODES, USUAL, Fault, draw
-from coloha.sim.history import PROFILES, Outcome, Plan, live, plan
+from coloha.sim.history import (
+    ARBITERS,
+    PROFILES,
+    Outcome,
+    Plan,
+    decided_by,
+    drawn_arbiter,
+    live,
+    plan,
+)
 from coloha.sim.shrink import shrink
 from coloha.sim.sweep import one_fault, two_faults
 from coloha.sim.world import World
@@ -26,10 +35,10 @@ def explained(outcome: Outcome) -> str:
     return "\n".join(story(live(shrink(outcome).plan, log=True)))
 
 
-def check(seeds: range) -> Counter[str]:
+def check(seeds: range, arbiter: str | None = None) -> Counter[str]:
     seen: Counter[str] = Counter()
     for seed in seeds:
-        outcome = live(plan(seed))
+        outcome = live(plan(seed, arbiter=arbiter or drawn_arbiter(seed)))
         assert outcome.violation is None, explained(outcome)
         seen += outcome.seen
     return seen
@@ -43,10 +52,40 @@ def test_fresh_histories(part: int, first_seed: int) -> None:
 
 def test_the_histories_are_no_bed_of_roses() -> None:
     """They must contain what they are meant to try."""
-    seen = check(range(1000))
+    seen = check(range(1000), "witness")
     assert seen["failovers"] > 60
     assert {"yielded", "claimed", "promoted", "adopted", "overtaken", "recovered"} <= set(seen)
     assert {"cold-start", "witness-unreachable", "epoch-kept", "hung", "copy-bad"} <= set(seen)
+
+
+@pytest.mark.parametrize(
+    ("arbiter", "expected"),
+    [
+        ("hold", {"yielded", "claimed", "conceded", "adopted", "recovered"}),
+        ("hold-fence", {"fenced", "fence-failed", "switched off", "conceded", "claimed"}),
+        ("primary", {"yielded", "claimed", "overtaken", "cold-start"}),
+        ("witness-fence", {"fenced", "fence-failed", "claimed", "overtaken"}),
+        ("witness-fence-required", {"fenced", "fence-failed", "claimed", "overtaken"}),
+    ],
+)
+def test_each_arbiter_is_tried(arbiter: str, expected: set[str]) -> None:
+    seen = check(range(300), arbiter)
+    assert expected <= set(seen)
+    assert seen["late output"] == 0
+
+
+def test_every_arbiter_is_drawn() -> None:
+    assert {drawn_arbiter(seed) for seed in range(200)} == set(ARBITERS)
+
+
+@pytest.mark.parametrize("arbiter", ["hold", "hold-fence", "primary"])
+def test_a_disk_that_was_lost_makes_no_second_voice(arbiter: str) -> None:
+    """Each node's in turn, the link cut before or after: the other node still knows."""
+    for seed in range(60):
+        lost = Fault(2.0, "disk-lost", NODES[seed % 2], 0.05 * seed)
+        cut = Fault(1.5 + 0.02 * seed, "cut", "pair", 2.0)
+        outcome = live(replace(plan(seed, arbiter=arbiter), faults=(lost, cut), heal_at=6.0))
+        assert outcome.violation is None, explained(outcome)
 
 
 @pytest.mark.parametrize("name", USUAL)
@@ -57,7 +96,10 @@ def test_one_fault_alone_loses_nothing(name: str) -> None:
         target = "pair" if kind.pair else NODES[number % 2]
         lasts = kind.lasts[0] + (kind.lasts[1] - kind.lasts[0]) * number / 20
         fault = Fault(3.0 + 0.0317 * number, name, target, lasts, kind.share[1])
-        outcome = live(Plan(number, PROFILES[number % 4], (1.0, 1.0), (fault,), 3.7 + lasts))
+        arbiter = tuple(ARBITERS)[number % len(ARBITERS)]
+        settings = decided_by(arbiter, PROFILES[number % 4])
+        planned = Plan(number, settings, (1.0, 1.0), (fault,), 3.7 + lasts, arbiter)
+        outcome = live(planned)
         assert outcome.violation is None, explained(outcome)
         assert outcome.seen["boots"] <= (2 if name == "guest-shutdown" else 1), fault
 

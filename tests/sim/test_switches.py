@@ -16,7 +16,7 @@ def test_a_rule_turned_off_is_noticed(switch: Switch) -> None:
     found = set()
     with turned_off(switch):
         for seed in range(switch.seeds):
-            violation = live(plan(seed, switch.faults)).violation
+            violation = live(plan(seed, switch.faults, arbiter=switch.arbiter)).violation
             if violation is not None:
                 found.add(violation.name)
             if found & set(switch.found):
@@ -26,6 +26,8 @@ def test_a_rule_turned_off_is_noticed(switch: Switch) -> None:
 
 def row(switch: Switch) -> str:
     faults = "all" if switch.faults == USUAL else ", ".join(switch.faults)
+    if switch.arbiter != "witness":
+        faults += f"; arbiter {switch.arbiter}"
     found = ", ".join(f"`{name}`" for name in switch.found)
     return f"| {switch.rule} | {switch.name} | {found} | {faults} | {switch.seeds} |"
 

@@ -1,0 +1,70 @@
+"""A pair without a witness (R7), on real QEMU."""
+
+import pytest
+
+from lab.cluster import PAIR
+from tests.e2e.support import Scene, scene, wait
+
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
+
+
+def _cut(stage: Scene, name: str) -> None:
+    """Pull the cable between the hosts; clients still reach both."""
+    stage.topology.hosts[name].cut(clients=False, witness=False)
+
+
+def test_both_hold_until_they_hear_each_other() -> None:
+    with scene(on_silence="hold") as stage:
+        primary, secondary = stage.wait_protected()
+        stage.cluster.kill_qemu(primary)  # what is said durably needs no witness
+        stage.answers_go_on()
+        assert stage.wait_protected() == (secondary, primary)
+        assert "yielded" in stage.kinds(primary)
+
+        primary, secondary, before = secondary, primary, stage.generation()
+        _cut(stage, primary)
+        stage.cluster.wait("held", lambda: stage.cluster.status(primary)["phase"] == "defend")
+        wait(1.0)
+        answers = stage.answers()
+        wait(3.0)
+        assert stage.answers() == answers
+        assert stage.cluster.phases() == {primary: "defend", secondary: "follow"}
+        assert "coloha failover --force" in stage.cluster.status(secondary)["waits_for"]
+        stage.topology.hosts[primary].mend()
+        stage.answers_go_on()
+        stage.wait_protected()
+        assert stage.generation() <= before + 1
+        stage.finish()
+
+
+def test_a_host_that_starts_alone_asks_first() -> None:
+    """Both hosts lose power; one comes back, which cannot know what became of the other."""
+    with scene(on_silence="hold") as stage:
+        primary, secondary = stage.wait_protected()
+        _cut(stage, primary)
+        stage.cluster.wait("held", lambda: stage.cluster.status(primary)["phase"] == "defend")
+        stage.topology.hosts[primary].power_off()
+        stage.cluster.command(secondary, "failover", PAIR, "--force", "--yes")
+        stage.wait_promoted(secondary)
+        stage.answers_go_on()
+        stage.topology.hosts[primary].power_on()
+        stage.cluster.start(primary)
+        stage.cluster.wait(
+            "it asks", lambda: stage.cluster.status(primary).get("phase") == "yielded"
+        )
+        stage.topology.hosts[primary].mend()
+        assert stage.wait_protected() == (secondary, primary)
+        stage.finish()
+
+
+def test_the_primary_goes_on_alone() -> None:
+    with scene(on_silence="primary") as stage:
+        primary, secondary = stage.wait_protected()
+        before = stage.generation()
+        stage.topology.hosts[secondary].cut()
+        stage.answers_go_on()
+        assert stage.generation() == before + 1
+        assert stage.cluster.status(secondary)["phase"] == "follow"
+        stage.topology.hosts[secondary].mend()
+        assert stage.wait_protected() == (primary, secondary)
+        stage.finish()
