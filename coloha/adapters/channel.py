@@ -111,21 +111,21 @@ class ChannelServer:
         self._me = me
         self._key = key
         self._offered = offered
-        self._listener: socket.socket | None = None
+        self.listener: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
         self._handshakes: set[asyncio.Task[None]] = set()
         self.rejected = 0
         """Connections that did not prove the key, or made no sense."""
 
-    def start(self, address: Address) -> None:
-        """Listen.
+    def start(self, address: Address, kept: socket.socket | None = None) -> None:
+        """Listen, with the socket that is `kept` if one is.
 
         :raises OSError: if the address cannot be bound.
         """
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self._listener = socket.create_server(address, family=family, backlog=BACKLOG)
-        self._listener.setblocking(False)
-        self._task = asyncio.create_task(self._accept(self._listener), name="channel-server")
+        self.listener = kept or socket.create_server(address, family=family, backlog=BACKLOG)
+        self.listener.setblocking(False)
+        self._task = asyncio.create_task(self._accept(self.listener), name="channel-server")
 
     def stop(self) -> None:
         """Listen no more."""
@@ -133,8 +133,8 @@ class ChannelServer:
             self._task.cancel()
         for handshake in self._handshakes:
             handshake.cancel()
-        if self._listener is not None:
-            self._listener.close()
+        if self.listener is not None:
+            self.listener.close()
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()

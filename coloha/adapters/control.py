@@ -35,16 +35,18 @@ class ControlServer:
         """`handlers` maps verbs to what yields the lines of the answer."""
         self._handlers = handlers
         self._server: asyncio.Server | None = None
+        self.listener: socket.socket | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
-    async def start(self, path: Path) -> None:
-        """Listen at `path`, replacing what a dead daemon left there.
+    async def start(self, path: Path, kept: socket.socket | None = None) -> None:
+        """Listen at `path`, replacing what a dead daemon left there, or with a socket that is
+        `kept`.
 
         :raises OSError: if that is impossible.
         """
-        listener = _listen(path)
+        self.listener = kept or _listen(path)
         self._server = await asyncio.start_unix_server(
-            self._serve, sock=listener, limit=MAX_LINE_BYTES
+            self._serve, sock=self.listener, limit=MAX_LINE_BYTES
         )
 
     def stop(self) -> None:

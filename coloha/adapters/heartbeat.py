@@ -48,25 +48,29 @@ class Heartbeats(asyncio.DatagramProtocol):
         self._peers = peers
         self._by_hash = {name_hash(name): peer for name, peer in peers.items()}
         self._transport: asyncio.DatagramTransport | None = None
+        self.bound: socket.socket | None = None
+        """Where it listens."""
         self._source: Address = ("", 0)
         self._loop = asyncio.get_running_loop()
         self.rejected: Counter[str] = Counter()
         """Datagrams dropped, by reason."""
         self.send_errors = 0
 
-    async def start(self, listen: Address) -> None:
-        """Bind the socket and begin to send.
+    async def start(self, listen: Address, kept: socket.socket | None = None) -> None:
+        """Bind the socket, unless one is `kept` that is, and begin to send.
 
         :raises OSError: if the address cannot be bound.
         """
-        bound = socket.socket(_family(listen), socket.SOCK_DGRAM)
+        bound = kept or socket.socket(_family(listen), socket.SOCK_DGRAM)
         try:
             bound.setblocking(False)
-            bound.bind(listen)  # by hand: uvloop's error would not say what is wrong
+            if kept is None:
+                bound.bind(listen)  # by hand: uvloop's error would not say what is wrong
             await self._loop.create_datagram_endpoint(lambda: self, sock=bound)
         except BaseException:
             bound.close()
             raise
+        self.bound = bound
         self._source = (listen[0], 0)
         for peer in self._peers.values():
             self._tick(peer)

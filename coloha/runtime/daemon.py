@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from coloha.adapters.control import ControlServer
 from coloha.adapters.fence import Fencer
 from coloha.adapters.heartbeat import Heartbeats, Peer
 from coloha.adapters.network import see_own_addresses
+from coloha.adapters.systemd import ServiceManager
 from coloha.adapters.watchdog import Watchdog
 from coloha.adapters.witness import Witness
 from coloha.config import Config, PairConfig, changed_settings, live_settings, read_key
@@ -58,6 +60,7 @@ class Daemon:
         self._pairs: dict[str, PairRuntime] = {}
         self._witnesses: dict[object, Witness | None] = {}
         self._peers: dict[str, Peer] = {}
+        self._manager = ServiceManager()
         self._stopping = asyncio.Event()
         self._lock: int | None = None
         self._reloading: asyncio.Task[None] | None = None
@@ -108,9 +111,12 @@ class Daemon:
         self._occurrences.add("-", "daemon-started", Severity.INFO, f"coloha {__version__}", 0)
         await self._watchman.start()
         pumps = [asyncio.create_task(pair.run(), name=pair.name) for pair in self._pairs.values()]
+        self._manager.ready(self._told())
         try:
             await self._stopping.wait()
+            self._manager.stopping("finishes the epochs under way")
             await self._announce()
+            await self._hand_over()
         finally:
             await self._close(pumps, services)
 
@@ -178,21 +184,26 @@ class Daemon:
         """Bind everything; nothing was started before."""
         host = self._config.host
         loop = asyncio.get_running_loop()
+        stream, take = socket.SOCK_STREAM, self._manager.take
         what: object = None
         try:
             what = host.listen.channel
-            self._channels.start((what.host, what.port))
+            place = (what.host, what.port)
+            self._channels.start(place, take("channel", stream, place))
             what = host.listen.heartbeat
-            await self._heartbeats.start((what.host, what.port))
+            place = (what.host, what.port)
+            await self._heartbeats.start(place, take("heartbeat", socket.SOCK_DGRAM, place))
             what = host.control_socket
-            await self._control.start(host.control_socket)
+            await self._control.start(what, take("control", stream, what))
             if host.metrics is not None:
                 what = host.metrics
+                place = (what.host, what.port)
                 self._metrics.pairs = lambda: [pair.gauges() for pair in self._pairs.values()]
                 self._metrics.totals = self._totals
-                self._metrics.serve(host.metrics.host, host.metrics.port)
+                self._metrics.serve(*place, take("metrics", stream, place))
         except OSError as error:
             raise StartError(f"cannot listen on {what}: {error.strerror or error}") from error
+        self._manager.settle()
         for pair in self._config.pairs:
             see_own_addresses(pair, host.node)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -211,6 +222,22 @@ class Daemon:
             for peer in self._peers:
                 self._heartbeats.beat(peer)
             await asyncio.sleep(FINISH_S / 100)
+
+    async def _hand_over(self) -> None:
+        """Have the service manager hold what the next life of this daemon listens on.
+
+        Heartbeats and connections wait meanwhile. A daemon that is killed hands nothing over: its
+        host's kernel must answer that nobody listens.
+        """
+        for name, kept in (
+            ("heartbeat", self._heartbeats.bound),
+            ("channel", self._channels.listener),
+            ("control", self._control.listener),
+            ("metrics", self._metrics.listener),
+        ):
+            if kept is not None:
+                self._manager.keep(name, kept)
+        await asyncio.to_thread(self._manager.wait)
 
     async def _close(self, pumps: list[asyncio.Task[None]], services: Services) -> None:
         for pump in pumps:
@@ -242,6 +269,13 @@ class Daemon:
         self._reloading = asyncio.create_task(self._load_again())
 
     async def _load_again(self) -> None:
+        self._manager.reloading()
+        try:
+            await self._take_over()
+        finally:
+            self._manager.ready(self._told())
+
+    async def _take_over(self) -> None:
         loop = asyncio.get_running_loop()
         try:
             # A hostile file can take seconds to refuse: not in the event loop.
@@ -253,6 +287,10 @@ class Daemon:
             return
         for line in _apply(new, self._config, self._pairs):
             self._occurrences.add("-", "reloaded", Severity.INFO, line, 0)
+
+    def _told(self) -> str:
+        """Return what `systemctl status` shows."""
+        return f"looks after {', '.join(self._pairs) or 'no pair'}"
 
     # Verbs of the control socket
 

@@ -1,11 +1,13 @@
 """Prometheus metrics, served by a thread of their own: it answers while the event loop is stuck."""
 
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from wsgiref.simple_server import WSGIServer
+from socketserver import ThreadingMixIn
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Histogram, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -69,12 +71,22 @@ class Metrics(Collector):
         )
         self._server: WSGIServer | None = None
 
-    def serve(self, host: str, port: int) -> None:
-        """Serve at http://host:port/metrics.
+    def serve(self, host: str, port: int, kept: socket.socket | None = None) -> None:
+        """Serve at http://host:port/metrics, with the socket that is `kept` if one is.
 
         :raises OSError: if the address cannot be bound.
         """
-        self._server, _ = start_http_server(port, host, self._registry)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = kept or socket.create_server((host, port), family=family)
+        listener.setblocking(True)
+        self._server = _Server(listener)
+        self._server.set_app(make_wsgi_app(self._registry))
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    @property
+    def listener(self) -> socket.socket | None:
+        """Where it serves."""
+        return self._server.socket if self._server is not None else None
 
     def stop(self) -> None:
         """Serve no more, soon: the serving thread looks up twice a second only."""
@@ -100,6 +112,25 @@ class Metrics(Collector):
         yield build
         yield from _of_daemon(self.totals())
         yield from _of_pairs(list(self.pairs()))
+
+
+class _Silent(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's
+        """Log nothing."""
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each request, on a socket that listens already."""
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket) -> None:
+        address = listener.getsockname()[:2]
+        super().__init__(address, _Silent, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.server_name, self.server_port = address
+        self.setup_environ()
 
 
 def _shut(server: WSGIServer) -> None:

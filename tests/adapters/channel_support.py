@@ -113,9 +113,9 @@ async def listening(
     offers: asyncio.Queue[Offer] = asyncio.Queue()
     server = ChannelServer(me, key, offers.put_nowait)
     server.start((host, 0))
-    assert server._listener is not None
+    assert server.listener is not None
     try:
-        yield Node(server, server._listener.getsockname()[:2], offers)
+        yield Node(server, server.listener.getsockname()[:2], offers)
     finally:
         server.stop()
         while not offers.empty():

@@ -76,8 +76,8 @@ async def side(
 
 def connect(inviting: Side, invited: Side) -> None:
     """Tell one keeper where the other one listens."""
-    assert invited.server._listener is not None
-    host, port = invited.server._listener.getsockname()[:2]
+    assert invited.server.listener is not None
+    host, port = invited.server.listener.getsockname()[:2]
     node = next(name for name in inviting.config.nodes if name == inviting.keeper._peer)
     addresses = inviting.config.nodes[node].model_copy(update={"channel": Address(host, port)})
     nodes = {**inviting.config.nodes, node: addresses}
