@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import yaml
 from coloha.adapters.control import ControlClient
 from coloha.errors import ControlError
 from lab.assets import Assets
+from lab.manager import Manager
 from lab.namespace import CHECKOUT, LabError, Process
 from lab.topology import GUEST_IP, Host, Topology
 
@@ -65,6 +66,8 @@ class Cluster:
         self.daemons: dict[str, subprocess.Popen[Any]] = {}
         self.program = ["-m", "coloha"]
         """What Python runs as the daemon."""
+        self.managers: dict[str, Manager] = {}
+        """What starts each node's daemon as systemd does, if anything; see `manage`."""
         self._witness = witness
         self._fencing, self._agent = fencing, agent
         key = secrets.token_hex(32)
@@ -162,15 +165,34 @@ class Cluster:
 
     # Daemons
 
+    @contextlib.contextmanager
+    def manage(self) -> Iterator[None]:
+        """Have daemons started by a service manager that keeps their sockets. None must lose its
+        power meanwhile: what is kept would outlive its host.
+        """
+        for name, host in self.topology.hosts.items():
+            self.managers[name] = Manager(host.directory / "notify")
+        try:
+            yield
+        finally:
+            while self.managers:
+                self.managers.popitem()[1].close()
+
     def start(self, name: str) -> None:
         """Start a node's daemon."""
+        argv: list[str | Path] = [sys.executable, *self.program, "run", "--config"]
+        argv.append(self.host_file(name))
+        options: dict[str, Any] = {}
+        if name in self.managers:
+            argv, options = self.managers[name].launch(argv)
         with self.log_file(name).open("a") as log:
             self.daemons[name] = self.topology.hosts[name].popen(
-                [sys.executable, *self.program, "run", "--config", self.host_file(name)],
+                argv,
                 cwd=CHECKOUT,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                **options,
             )
 
     def start_all(self) -> None:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 MAX_FDS = 64
 _HIGH = 200
@@ -45,19 +46,16 @@ class Manager:
         self._thread = threading.Thread(target=self._listen, daemon=True)
         self._thread.start()
 
-    def command(self, argv: Sequence[str | Path]) -> tuple[list[str], list[int]]:
-        """Return how to start a daemon with what is kept, and the descriptors to pass to it."""
+    def launch(self, argv: Sequence[str | Path]) -> tuple[list[str | Path], dict[str, Any]]:
+        """Return the command that starts a daemon with what is kept, and its options of Popen."""
         numbers = [number for _, number in self.store]
+        environment = {**os.environ, "NOTIFY_SOCKET": str(self._path)}
+        if numbers:  # LISTEN_PID is added by the process itself
+            environment["LISTEN_FDS"] = str(len(numbers))
+            environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in self.store)
         listed = ",".join(map(str, numbers))
-        return [sys.executable, "-ISc", _EXEC, listed, *map(str, argv)], numbers
-
-    def environment(self) -> dict[str, str]:
-        """Return the environment of the next daemon; who starts it adds LISTEN_PID."""
-        found = {**os.environ, "NOTIFY_SOCKET": str(self._path)}
-        if self.store:
-            found["LISTEN_FDS"] = str(len(self.store))
-            found["LISTEN_FDNAMES"] = ":".join(name for name, _ in self.store)
-        return found
+        command = [sys.executable, "-ISc", _EXEC, listed, *argv]
+        return command, {"pass_fds": numbers, "env": environment}
 
     def close(self) -> None:
         """Listen no more, and drop what is kept."""

@@ -112,11 +112,12 @@ def scene(
     in_etcd: bool = False,
     on_silence: str | None = None,
     fencing: str = "none",
+    managed: bool = False,
 ) -> Iterator[Scene]:
     """Bring a pair up from nothing until the client is answered.
 
     `on_silence` is for a pair without a witness. With `fencing` each host has the power switch of
-    the other one.
+    the other one. `managed`: the daemons are started by a service manager that keeps their sockets.
     """
     with contextlib.ExitStack() as stack:
         topology = stack.enter_context(Topology())
@@ -140,6 +141,8 @@ def scene(
         )
         if program is not None:
             cluster.program = program
+        if managed:
+            stack.enter_context(cluster.manage())
         cluster.start_all()
         client = start_client(
             topology.client, f"{GUEST_IP}:7", topology.directory / "client.jsonl", "--think-ms", "2"

@@ -11,6 +11,7 @@ from tests.e2e.support import PATIENT, Scene, scene, wait
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
 RESTARTS = 20
+MANAGED_RESTARTS = 6
 
 
 def test_a_daemon_is_restarted_again_and_again() -> None:
@@ -41,6 +42,39 @@ def test_a_daemon_is_restarted_again_and_again() -> None:
         assert any("its daemon does not" in text for text in holds), "no answer of the host"
         report = stage.finish()
         print(f"{RESTARTS} restarts, longest gap {report.longest_gap_ms:.0f} ms")
+
+
+def test_a_planned_restart_under_a_service_manager() -> None:
+    """It keeps the daemon's sockets: no host answers that nobody listens. No epoch is cut short."""
+    timing = replace(PATIENT, restart_hold="20s", stall_timeout="10s")
+    with scene(timing, managed=True) as stage:
+        primary, secondary = stage.wait_protected()
+        pids = {name: stage.qemu_pid(name) for name in (primary, secondary)}
+        generation = stage.generation()
+        before = {name: len(stage.cluster.events(name)) for name in pids}
+        for turn in range(MANAGED_RESTARTS):
+            name = (primary, secondary)[turn % 2]
+            stage.cluster.stop_daemon(name)
+            last = stage.replay(name)._after
+            assert last is not None
+            assert not last.busy, "an epoch, or its release, was cut short"
+            kept = {kept for kept, _ in stage.cluster.managers[name].store}
+            assert kept == {"heartbeat", "channel", "control", "metrics"}
+            wait(1.5)  # longer than a silence takes to count
+            stage.cluster.start(name)
+            stage.wait_for_daemon(name)
+            assert stage.wait_protected() == (primary, secondary)
+            stage.answers_go_on()
+        assert {name: stage.qemu_pid(name) for name in pids} == pids
+        assert stage.generation() == generation
+        for name in (primary, secondary):
+            told = stage.cluster.events(name)[before[name] :]
+            assert not {"unprotected", "claimed", "yielded"} & {event["kind"] for event in told}
+            holds = [event["text"] for event in told if event["kind"] == "hold"]
+            assert any("daemon restarts" in text for text in holds)
+            refused = [text for text in holds if "its daemon does not" in text]
+            assert not refused, "a host answered that nobody listens"
+        stage.finish()
 
 
 def test_no_failover_while_paused() -> None:

@@ -28,11 +28,11 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
     made.close()
 
 
-def managed(daemon: Daemon, manager: Manager, **environment: str) -> None:
+def managed(daemon: Daemon, manager: Manager) -> None:
     """Start a daemon as the service manager does; return when it says that it is ready."""
     told = len(manager.told)
     argv = [*COLOHA, "run", "--config", str(daemon.host_file), "--event-loop", daemon.loop]
-    command, numbers = manager.command(argv)
+    command, options = manager.launch(argv)
     with (daemon.folder / "log").open("a") as log:
         daemon.process = subprocess.Popen(
             command,
@@ -41,8 +41,7 @@ def managed(daemon: Daemon, manager: Manager, **environment: str) -> None:
             stdout=log,
             stderr=log,
             text=True,
-            pass_fds=numbers,
-            env=manager.environment() | environment,
+            **options,
         )
     daemon.wait(lambda: any("READY=1" in text for text in manager.told[told:]), "READY")
 
