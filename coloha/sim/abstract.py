@@ -34,9 +34,9 @@ EMPTY = -10
 """What buffer B holds when it holds nothing."""
 
 BLANK, INCOMING, ALONE = "blank", "incoming", "alone"
-NOW, LATE, OVERDUE, LATER = "now", "late", "overdue", "later"
+NOW, LATE, OVERDUE, LATER, SOME_TIME = "now", "late", "overdue", "later", "some time"
 """When something in flight comes: before time passes; whenever it likes; as `NOW`, having been
-late as long as it may; not before time passes."""
+late as long as it may; not before time passes; at the end of any instant."""
 
 MODES = {
     **{ALONE: ColoMode.NONE, BLANK: ColoMode.NONE, INCOMING: ColoMode.NONE},
@@ -221,7 +221,7 @@ class Things:
             self.tell(w, w.offer[1], ChannelFailed(w.offer[0], "connection reset"))
             w.offer = None
         if w.stream is not None and qemu.mode in ("primary", "secondary"):
-            self.break_stream(w, quietly=quietly)
+            self.break_stream(w, hidden=quietly or any(w.cut))
 
     def clear_offer(self, w: World) -> None:
         """The channel of a session that was prepared is closed: who waits at its end dies."""
@@ -233,10 +233,10 @@ class Things:
             self.note(1 - inviter, "QEMU exits: its first copy broke off")
             self.die(w, 1 - inviter)
 
-    def break_stream(self, w: World, *, quietly: bool = False) -> None:
+    def break_stream(self, w: World, *, hidden: bool = False) -> None:
         """The connection of two QEMUs in COLO is over: both say so, at once or some time."""
         w.stream = None
-        when = LATE if quietly or any(w.cut) else NOW
+        when = SOME_TIME if hidden else NOW
         for node in (0, 1):
             qemu = self.qemu(w, node)
             if qemu is not None and qemu.mode in ("primary", "secondary"):
@@ -335,7 +335,7 @@ class Things:
         in_colo = qemu.mode in ("primary", "secondary")
         self.set_qemu(w, node, qemu._replace(mode=ALONE, held=False, ran=qemu.ran + step))
         if w.stream is not None and in_colo:
-            self.break_stream(w)
+            self.break_stream(w, hidden=any(w.cut))
 
     # The judge
 

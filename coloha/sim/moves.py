@@ -57,6 +57,7 @@ from coloha.sim.abstract import (
     NODES,
     NOW,
     OVERDUE,
+    SOME_TIME,
     Item,
     Things,
     World,
@@ -132,14 +133,12 @@ class Model(Things):
         quiet = True
         for node in (0, 1):
             mind = w.minds[node]
-            if mind == NOBODY:
-                yield "start", node
-            elif self.minds.due(mind):
+            if mind != NOBODY and self.minds.due(mind):
                 quiet = False
                 yield from self._stepping(w, ("timer", node), node, self._timer, left)
         for number in dict.fromkeys(w.flight):
             item: Item = self.items[number]
-            if item.when == LATER:
+            if item.when in (LATER, SOME_TIME):
                 continue
             prompt = item.when != LATE and item.kind != "ghost"
             if item.kind == "script":
@@ -152,15 +151,25 @@ class Model(Things):
                 if left and item.when == NOW:
                     yield "late", number
         if quiet:
+            yield from self._repairs(w)
             yield ("tick",)
+        if left:
+            yield from self._faults(w)
+
+    def _repairs(self, w: World) -> Iterator[Move]:
+        """What ends a fault, or follows from it some time, comes at the end of an instant."""
+        for node in (0, 1):
+            if w.minds[node] == NOBODY:
+                yield "start", node
         if any(w.cut):
             yield ("heal",)
             if w.stream is not None:
                 yield ("break_off",)
         if w.away:
             yield ("answers_again",)
-        if left:
-            yield from self._faults(w)
+        for number in dict.fromkeys(w.flight):
+            if self.items[number].when == SOME_TIME:
+                yield "news", number
 
     def _faults(self, w: World) -> Iterator[Move]:
         for node in (0, 1):
