@@ -39,8 +39,11 @@ NOW, LATE, OVERDUE, LATER, SOME_TIME = "now", "late", "overdue", "later", "some 
 late as long as it may; not before time passes; at the end of any instant."""
 
 MODES = {
-    **{ALONE: ColoMode.NONE, BLANK: ColoMode.NONE, INCOMING: ColoMode.NONE},
-    **{"primary": ColoMode.PRIMARY, "secondary": ColoMode.SECONDARY},
+    ALONE: ColoMode.NONE,
+    BLANK: ColoMode.NONE,
+    INCOMING: ColoMode.NONE,
+    "primary": ColoMode.PRIMARY,
+    "secondary": ColoMode.SECONDARY,
 }
 
 
@@ -310,7 +313,7 @@ class Things:
             self.set_qemu(w, node, qemu._replace(b=qemu.ran))
 
     def _load(self, w: World, node: int, mode: str) -> None:
-        """The other node's QEMU holds a checkpoint of the guest as it is now, which then goes on."""
+        """The other node's QEMU holds a checkpoint of the guest, which then goes on."""
         qemu, copy = self.qemu(w, node), self.qemu(w, 1 - node)
         assert qemu is not None
         assert copy is not None
@@ -400,7 +403,7 @@ class Things:
     # The record
 
     def swap(self, w: World, node: int, asked: SwapRecord) -> bool:
-        """Make a swap if the record is what it expects. Every swap asked for is made, and judged."""
+        """Make a swap if the record is what it expects: whatever is asked for, to judge it."""
         old = self.records[w.record]
         if old != asked.expected:
             return False

@@ -4,7 +4,8 @@ The bounds are instants (`frozen.INSTANT_S` each) and faults. Within an instant 
 what is in flight is tried, and every fault at every step. A world that was met before, at an
 earlier instant and with no more faults, is not tried again.
 
-    report = explore(Model(), "protected", instants=6, faults=1)
+    model = Model()
+    report = explore(model, everywhere(model), instants=8, faults=0)
 """
 
 import time
@@ -24,7 +25,12 @@ Path = tuple[Any, Any]
 _Place = tuple[World, int, Path]
 """A world, how many moves it is away from its root, and how it came about."""
 
-QUIET_INSTANTS = 60
+QUIET_INSTANTS = 24
+FAULTS: tuple[Move, ...] = (
+    *(("kill", 0), ("kill", 1), ("crash", 0), ("crash", 1), ("power", 0), ("power", 1)),
+    *(("cut", (True, True)), ("cut", (True, False)), ("cut", (False, True)), ("goes_away",)),
+)
+"""What befalls a pair at rest to make roots of what follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +94,22 @@ def quiet(model: Model, root: Root, instants: int = QUIET_INSTANTS) -> Iterator[
     yield Root(f"{before}, at rest", world, moves)
 
 
-def after(model: Model, root: Root, *fault: object) -> list[Root]:
+def after(model: Model, root: Root, fault: Move) -> list[Root]:
     """Return a root for each change of phase that follows from a fault, which is not counted."""
-    world = model.make(root.world, fault)
+    try:
+        world = model.make(root.world, fault)
+    except Violation:
+        return []
     world.faults = 0
     begun = Root(f"{root.name}, {fault[0]}", world, (*root.moves, fault))
     return [begun, *quiet(model, begun)]
+
+
+def everywhere(model: Model) -> list[Root]:
+    """Return all roots: of the bring-up, at rest, and of what follows from each fault at rest."""
+    undisturbed = roots(model)
+    rest = undisturbed[-1]
+    return undisturbed + [root for fault in FAULTS for root in after(model, rest, fault)]
 
 
 def _phases(model: Model, world: World) -> str:

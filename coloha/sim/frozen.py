@@ -106,8 +106,9 @@ def _names(kind: Any) -> tuple[str, ...]:
 
 
 def _pack(value: Any) -> Any:
-    if type(value) in _TIMES:
-        return (type(value), *(_pack(getattr(value, name)) for name in _names(type(value))))
+    kind: Any = type(value)
+    if kind in _TIMES:
+        return (kind, *(_pack(getattr(value, name)) for name in _names(kind)))
     if type(value) is deque:
         return tuple(value)
     return () if type(value) is list else value

@@ -8,11 +8,10 @@ its actions, a Persist among them, for one fault.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from coloha.core.actions import (
-    Action,
     Admit,
     Beat,
     DropChannel,
@@ -38,8 +37,8 @@ from coloha.core.events import (
     Heard,
     Invited,
     Kept,
-    LaunchFailed,
     Launched,
+    LaunchFailed,
     QemuExited,
     RecordRead,
     ScriptDone,
@@ -289,7 +288,7 @@ class Model(Things):
             if kind is Persist:
                 disk = action.durable  # type: ignore[union-attr]
                 if self.log is not None:
-                    self.note(node, f"persists {_durable(disk)}")
+                    self.note(node, f"persists {_worded(disk)}")
             elif kind is Beat:
                 beat = True
             else:
@@ -310,8 +309,8 @@ class Model(Things):
                     pulse = min(pulse + made, OLDEST)
                 elif echo >= 0:
                     echo = min(echo + made, OLDEST)
-                number = self.items.number(item._replace(what=(wire, pulse, echo)))
-            flight.append(number)
+                item = item._replace(what=(wire, pulse, echo))
+            flight.append(self.items.number(item))
         w.flight = tuple(sorted(flight))
 
     def _beat(self, w: World, node: int) -> None:
@@ -333,7 +332,7 @@ class Model(Things):
         """A daemon hears of something."""
         item = self.take(w, number)
         if self.log is not None:
-            self.note(item.node, f"hears: {_said(self.minds.events[item.what])}")
+            self.note(item.node, f"hears: {_worded(self.minds.events[item.what])}")
         self.step(w, item.node, item.what)
 
     def hear(self, w: World, number: int) -> None:
@@ -586,8 +585,17 @@ class Model(Things):
     def late(self, w: World, number: int) -> None:
         """Something does not come about in this instant."""
         item = self._postpone(w, number, LATE)
-        self.note(item.node, f"FAULT late: {_named(item)}")
+        self.note(item.node, f"FAULT late: {self._named(item)}")
         w.faults += 1
+
+    def _named(self, item: Item) -> str:
+        if item.kind == "script":
+            return f"{item.what[0]}{', or the news that it is done' if item.what[2] else ''}"
+        if item.kind == "beat":
+            return f"a heartbeat from {self.minds.wires[item.what[0]].phase}"
+        if item.kind == "ask":
+            return f"the question to the witness: {_worded(item.what)}"
+        return _worded(self.minds.events[item.what])
 
     def lose(self, w: World, number: int) -> None:
         """A heartbeat is lost."""
@@ -649,16 +657,11 @@ class Model(Things):
         self.break_stream(w)
 
 
-def _said(event: Event) -> str:
-    return str(event)
-
-
-def _durable(durable: Durable) -> str:
-    return str(durable)
-
-
-def _named(item: Item) -> str:
-    return f"{item.kind} {item.what}"
+def _worded(thing: Any) -> str:
+    """Return an event, a question or what is persisted, with what it says and nothing else."""
+    parts = ((field.name, getattr(thing, field.name)) for field in fields(thing))
+    said = [f"{name} {getattr(part, 'id', part)}" for name, part in parts if part]
+    return f"{type(thing).__name__} {', '.join(said)}".rstrip()
 
 
 _DO: dict[type, Callable[[Model, World, int, Any], None]] = {
