@@ -80,8 +80,6 @@ def test_it_is_repeatable() -> None:
 
 
 def test_the_verb(capsys: Captured) -> None:
-    assert main(["simulate", "--explore", "0"]) == 0
-    assert "no promise was broken" in capsys.readouterr().out
     assert main(["simulate", "--explore", "0", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["states"] > 100
     with turned_off(SWITCHES[1]):
