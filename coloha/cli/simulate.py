@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_whole,
         default=0,
         metavar="N",
-        help="with --explore: so many faults more, at every step (default: 0; 1 takes hours)",
+        help="with --explore: so many faults more, at every step (default: 0; 1 takes long)",
     )
     parser.add_argument("--plan", metavar="TEXT", help="one history, with exactly these faults")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
