@@ -1,4 +1,4 @@
-"""`coloha simulate`: try to break the promises in simulated histories."""
+"""`coloha simulate`: try to break the promises in simulated histories, or in all short ones."""
 
 import argparse
 import json
@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 from coloha.cli import exits
 from coloha.sim import campaign
+from coloha.sim.explore import Report, everywhere, explore
 from coloha.sim.faults import KINDS, USUAL, PlanError, written
 from coloha.sim.history import ARBITERS, Outcome, drawn_arbiter, live, plan
+from coloha.sim.moves import Model
 from coloha.sim.shrink import shrink
 
 EXAMPLE = """examples:
@@ -17,6 +19,7 @@ EXAMPLE = """examples:
   coloha simulate --seed 1 --histories 100000 --jobs 4
   coloha simulate --fault cut --fault qemu-crash
   coloha simulate --seed 1 --sweep 1
+  coloha simulate --explore 8
   coloha simulate --seed 7 --plan '0.8 qemu-crash alpha 0 0; 2 heal'
 
 faults:
@@ -56,13 +59,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=ARBITERS,
         help="who decides when the nodes do not hear each other (default: drawn from the seed)",
     )
+    parser.add_argument(
+        "--explore",
+        type=_whole,
+        metavar="N",
+        help="every order of what can happen within N instants of 0.5 s, after a fault or none",
+    )
+    parser.add_argument(
+        "--more-faults",
+        type=_whole,
+        default=0,
+        metavar="N",
+        help="with --explore: so many faults more, at every step (default: 0; 1 takes long)",
+    )
     parser.add_argument("--plan", metavar="TEXT", help="one history, with exactly these faults")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="processes (default: 1)")
     parser.add_argument("--json", action="store_true", help="print JSON, for machines")
 
 
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return number
+
+
 def call(arguments: argparse.Namespace) -> int:
     """Live through the histories, and print what came of them."""
+    if arguments.explore is not None:
+        return _explore(arguments.explore, arguments.more_faults, arguments.json)
     seed = arguments.seed if arguments.seed is not None else secrets.randbelow(SEEDS)
     kinds = tuple(arguments.fault or USUAL)
     if arguments.plan is not None:
@@ -85,6 +110,42 @@ def call(arguments: argparse.Namespace) -> int:
         for outcome in told:
             print("\n".join(("", *story(outcome))))
     return exits.FAILED if told else exits.OK
+
+
+def _explore(instants: int, faults: int, as_json: bool) -> int:
+    model = Model()
+    report = explore(model, everywhere(model), instants, faults)
+    if as_json:
+        print(json.dumps(_explored(report)))
+    else:
+        print("\n".join(found(report)))
+    return exits.FAILED if report.violation else exits.OK
+
+
+def found(report: Report) -> Iterator[str]:
+    """Yield the lines that tell people what an exploration found."""
+    yield (
+        f"{report.states} states, {report.moves} moves, the farthest state {report.deepest} moves "
+        f"from its root; {report.seconds:.1f} s"
+    )
+    yield str(report.violation or "no promise was broken, and nothing within the bounds left out")
+    for line in report.lines:
+        yield f"{line.at:6.1f}  {line.who:6} {line.text}"
+
+
+def _explored(report: Report) -> dict[str, object]:
+    violation = report.violation
+    return {
+        "instants": report.instants,
+        "more_faults": report.faults,
+        "states": report.states,
+        "moves": report.moves,
+        "deepest": report.deepest,
+        "seconds": round(report.seconds, 3),
+        "violation": violation.name if violation else None,
+        "text": str(violation) if violation else None,
+        "timeline": [[line.at, line.who, line.text] for line in report.lines],
+    }
 
 
 def _tell_one(outcome: Outcome, as_json: bool) -> int:

@@ -189,7 +189,7 @@ class Judge:
     def record_moved(self, old: Record | None, new: Record, by: "Node", told_dead: bool) -> None:
         """The record changed. `told_dead`: the one who asked knew that its own copy was dead."""
         self._quiet_since = self._world.now
-        problem = _forbidden(old, new, by.name)
+        problem = forbidden(old, new, by.name)
         if problem is not None:
             raise Violation("record", f"{by.name} made {new} of {old or 'nothing'}: {problem}")
         if new.protected:
@@ -273,7 +273,7 @@ def _sure(settings: Settings) -> bool:
     return not settings.witnessed or settings.fencing is Fencing.REQUIRED
 
 
-def _forbidden(old: Record | None, new: Record, by: str) -> str | None:
+def forbidden(old: Record | None, new: Record, by: str) -> str | None:
     """Say which rule of docs/design.md forbids this move of the record, or None."""
     if old is None:
         fine = new.generation == 1 and new.primary == by and not new.protected
