@@ -24,7 +24,7 @@ def fenced(stage: Scene, primary: str, secondary: str) -> None:
     assert kinds.index("fencing") < kinds.index("fenced") < kinds.index("promoted")
     assert "fenced" not in stage.kinds(primary)
     record = stage.topology.hosts[secondary].state / "flight" / PAIR
-    argv = [sys.executable, "-m", "coloha", "replay", record]
+    argv = [sys.executable, "-m", "coloha", "replay", str(record)]
     words = stage.topology.hosts[secondary].call(argv, 30.0)
     assert f"{primary}'s host was switched off" in " ".join(words.split())
 
