@@ -15,6 +15,7 @@ from lab.client import Report, RunningClient, start_client
 from lab.cluster import PAIR, Cluster, Timing
 from lab.etcd import EtcdCluster, etcd_between
 from lab.power import PowerSwitch
+from lab.strike import BOOT_S
 from lab.topology import GUEST_IP, Topology
 
 PATIENT = Timing(interval="100ms", misses=6, stall_timeout="3s")
@@ -113,8 +114,12 @@ def scene(
     on_silence: str | None = None,
     fencing: str = "none",
     managed: bool = False,
+    together: bool = False,
 ) -> Iterator[Scene]:
     """Bring a pair up from nothing until the client is answered.
+
+    The second daemon comes when the guest has booted, since checkpoints slow that down under TCG;
+    unless they start `together`, as they must without a witness.
 
     `on_silence` is for a pair without a witness. With `fencing` each host has the power switch of
     the other one. `managed`: the daemons are started by a service manager that keeps their sockets.
@@ -143,13 +148,21 @@ def scene(
             cluster.program = program
         if managed:
             stack.enter_context(cluster.manage())
-        cluster.start_all()
+        later = [] if together or on_silence is not None else list(topology.hosts)[1:]
+        for name in topology.hosts:
+            if name not in later:
+                cluster.start(name)
         client = start_client(
-            topology.client, f"{GUEST_IP}:7", topology.directory / "client.jsonl", "--think-ms", "2"
+            topology.client,
+            f"{GUEST_IP}:7",
+            topology.directory / "client.jsonl",
+            *("--think-ms", "2", "--connect-s", str(BOOT_S)),
         )
         try:
+            client.wait_for_answers(10, BOOT_S)
+            for name in later:
+                cluster.start(name)
             cluster.wait_protected(60)
-            client.wait_for_answers(10, 60)
             yield Scene(topology, cluster, client, etcd, power)
         except BaseException:
             print(cluster.report())

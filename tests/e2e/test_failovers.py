@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
 def stage(request: pytest.FixtureRequest) -> Iterator[Scene]:
     """One pair for the whole file: each test leaves it protected, as it must by itself."""
-    with scene(replace(PATIENT, event_loop=request.param)) as made:
+    with scene(replace(PATIENT, event_loop=request.param), together=True) as made:
         yield made
         made.finish()
 
