@@ -38,7 +38,7 @@ def test_both_hold_until_they_hear_each_other() -> None:
 
 
 def test_a_host_that_starts_alone_asks_first() -> None:
-    """Both hosts lose power; one comes back, which cannot know what became of the other."""
+    """The other one was given the VM by an operator meanwhile, and the link is still cut."""
     with scene(on_silence="hold") as stage:
         primary, secondary = stage.wait_protected()
         _cut(stage, primary)
