@@ -3,7 +3,7 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from coloha.core.context import Settings
@@ -76,14 +76,12 @@ class World(Scheduler):
         if node.daemon is not None or node.daemonless or node.powerless:
             return
         node.lives += 1
-        settings = Settings(
-            **{
-                **{name: getattr(self.settings, name) for name in Settings.__slots__},
-                "me": node.name,
-                "peer": node.other.name,
-                "first": node.name == NODES[0],
-                "incarnation": self.random.getrandbits(40),
-            }
+        settings = replace(
+            self.settings,
+            me=node.name,
+            peer=node.other.name,
+            first=node.name == NODES[0],
+            incarnation=self.random.getrandbits(40),
         )
         node.tell_dead(node.runs - ({node.qemu.run} if node.qemu is not None else set()))
         self.note(node.name, f"the daemon starts, QEMU {'runs' if node.qemu else 'does not'}")
