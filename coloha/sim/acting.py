@@ -11,6 +11,7 @@ from coloha.core.actions import (
     Admit,
     Beat,
     DropChannel,
+    Fence,
     Invite,
     Kill,
     Launch,
@@ -36,14 +37,15 @@ from coloha.core.phases import Phase
 from coloha.sim.abstract import LATE, LATER, NOBODY, NODES, NOW, Item, Things, World, put
 from coloha.sim.checkers import Violation
 from coloha.sim.frozen import PULSE, TIMER, Step
+from coloha.sim.history import decided_by
 
 OLDEST = 30
 """Pulses that many ago are all the same."""
 
 
-def settings(node: int, life: int) -> Settings:
+def settings(arbiter: str, node: int, life: int) -> Settings:
     """Return what a daemon is told: few instants between all that matters."""
-    return Settings(
+    told = Settings(
         pair="vm",
         me=NODES[node],
         peer=NODES[1 - node],
@@ -58,13 +60,15 @@ def settings(node: int, life: int) -> Settings:
         retry_min_s=0.5,
         retry_max_s=0.5,
     )
+    return replace(decided_by(arbiter, told), fence_delay_s=1.0)
 
 
 class Daemons(Things):
     """Two daemons around the things."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, arbiter: str = "witness") -> None:
+        super().__init__(settings(arbiter, 0, 0))
+        self.arbiter = arbiter
         self.timer_event = self.minds.events.number(TIMER)
         self._heard_as: dict[tuple[int, bool, int], int] = {}
         self.cut_at: int | None = None
@@ -103,15 +107,28 @@ class Daemons(Things):
                     return
                 counted += 1
             if kind is Persist:
-                disk = action.durable  # type: ignore[union-attr]
-                if self.log is not None:
-                    self.note(node, f"persists {worded(disk)}")
+                disk = self.persist(w, node, disk, action)  # type: ignore[arg-type]
             elif kind is Beat:
                 beat = True
             else:
                 _DO[kind](self, w, node, action)
         if beat:
             self._beat(w, node)
+
+    def persist(self, w: World, node: int, before: Durable, action: Persist) -> Durable:
+        """Write to the disk, which held `before`; return what it holds now."""
+        durable = action.durable
+        if self.log is not None:
+            self.note(node, f"persists {worded(durable)}")
+        if durable.record is not None and durable.record != before.record:
+            self.copied(w, node, durable.record)
+        return durable
+
+    def disk(self, w: World, node: int) -> Durable:
+        """Return what a node's disk holds, between two moves."""
+        if w.minds[node] != NOBODY:
+            return self.minds.durable(w.minds[node])
+        return self.disks[w.disks[node]] or Durable()
 
     def _grow(self, w: World, node: int, made: int) -> None:
         """The pulses that a node made before are so much older."""
@@ -192,19 +209,21 @@ class Daemons(Things):
         w.lives = put(w.lives, node, life)
         w.heard = (-1, -1)
         qemu = self.qemu(w, node)
-        durable = self.disks[w.disks[node]] or Durable()
+        durable = self.disk(w, node)
         w.disks = put(w.disks, node, 0)
         begun = Started(durable, qemu.run if qemu is not None else None)
-        self._carry_out(w, node, self.minds.begin(settings(node, life), begun), durable)
+        self._carry_out(
+            w, node, self.minds.begin(settings(self.arbiter, node, life), begun), durable
+        )
 
     def end_daemon(self, w: World, node: int, disk: Durable) -> None:
         """A daemon is no more, with what it waited for."""
         w.minds = put(w.minds, node, NOBODY)
         w.disks = put(w.disks, node, self.disks.number(disk))
-        asked = [self.items[n] for n in w.flight if self.items[n].kind == "ask"]
-        self.drop(w, node, "beat", "news", "script", "answer", "ask")
+        asked = [item for n in w.flight if (item := self.items[n]).kind in ("ask", "fence")]
+        self.drop(w, node, "beat", "news", "script", "answer", "ask", "fence")
         for item in asked:
-            if item.node == node and isinstance(item.what, SwapRecord):
+            if item.node == node and not isinstance(item.what, ReadRecord):
                 self.send(w, "ghost", node, item.what)
         if w.offer is None:
             return
@@ -220,6 +239,9 @@ class Daemons(Things):
 
     def _ask(self, w: World, node: int, action: ReadRecord | SwapRecord) -> None:
         self.send(w, "ask", node, action)
+
+    def _fence(self, w: World, node: int, action: Fence) -> None:
+        self.send(w, "fence", node, action)
 
     def _launch(self, w: World, node: int, action: Launch) -> None:
         self.note(node, f"starts QEMU {action.run.id} as {action.run.role}")
@@ -277,6 +299,7 @@ def worded(thing: Any) -> str:
 _DO: dict[type, Callable[[Daemons, World, int, Any], None]] = {
     ReadRecord: Daemons._ask,
     SwapRecord: Daemons._ask,
+    Fence: Daemons._fence,
     Launch: Daemons._launch,
     Kill: Daemons._kill,
     RunScript: Daemons._run,

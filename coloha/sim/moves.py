@@ -10,13 +10,16 @@ its actions, a Persist among them, for one fault.
 from collections.abc import Iterator
 from typing import Any
 
-from coloha.core.actions import Beat, Script, SwapRecord, Tell
+from coloha.core.actions import Beat, Fence, Script, SwapRecord, Tell
+from coloha.core.commit import Message, why_not
 from coloha.core.events import (
     Adopted,
     ChannelFailed,
     Committed,
     Event,
     Failure,
+    Fenced,
+    FenceDone,
     Kept,
     Launched,
     LaunchFailed,
@@ -48,10 +51,15 @@ _FAR = frozenset(
     {Script.ENTER_COLO, Script.EPOCH, Script.RELEASE, Script.LEAVE_COLO, Script.PROMOTE}
 )
 """Scripts whose effect others can see before their daemon knows of it."""
+_DONE = ("stop", "off", "on", "delay")
+"""The replies to the commands of an epoch; the second empties buffer A."""
 
 
 class Model(Daemons):
     """Two daemons, the network and the witness around the things."""
+
+    late_disk = False
+    """For tests: a daemon that has done a whole batch may die with its disk not yet written."""
 
     def begin(self) -> World:
         """Return the world before anything has happened."""
@@ -127,7 +135,7 @@ class Model(Daemons):
         if not any(w.cut):
             for cut in ((True, False), (False, True), (True, True)):
                 yield "cut", cut
-        if not w.away:
+        if not w.away and self.settings.witnessed:
             yield ("goes_away",)
 
     def _stepping(self, w: World, move: Move, node: int, event: int, left: int) -> Iterator[Move]:
@@ -138,7 +146,7 @@ class Model(Daemons):
         step = self.minds.step(w.minds[node], event)
         counted = sum(type(action) not in (Tell, Beat) for action in step.actions)
         first = 0 if move[0] == "does" else 1  # dying with nothing done is a crash before
-        for place in range(first, counted):
+        for place in range(first, counted + self.late_disk):
             yield "crash_at", place, move
 
     def _item_moves(self, w: World, number: int, item: Item, left: int) -> Iterator[Move]:
@@ -157,6 +165,12 @@ class Model(Daemons):
             yield "asked", number
             if left and not w.away:
                 yield "unanswered", number
+        elif kind == "fence":
+            yield "fenced", number
+            if left:
+                for outcome in (Fenced.FAILED, Fenced.UNKNOWN):
+                    yield "not_fenced", number, outcome
+                yield "fenced_unseen", number
         else:
             yield "haunt", number
         if left and kind == "beat":
@@ -227,8 +241,11 @@ class Model(Daemons):
             self.send(w, "ghost", item.node, item.what)
 
     def haunt(self, w: World, number: int) -> None:
-        """A swap that nobody waits for reaches the witness."""
+        """A swap or a fencing that nobody waits for is made after all."""
         item = self.take(w, number)
+        if isinstance(item.what, Fence):
+            self._switch_off(w, 1 - item.node)
+            return
         self.note(item.node, "a swap that was given up reaches the witness")
         self.swap(w, item.node, item.what)
 
@@ -243,6 +260,35 @@ class Model(Daemons):
         self.note(-1, "the witness answers again")
         w.away = False
 
+    # Fencing
+
+    def _switch_off(self, w: World, node: int) -> None:
+        self.note(node, "its host is switched off")
+        self._lose_power(w, node)
+
+    def _fence_over(self, w: World, number: int, outcome: Fenced) -> None:
+        node = self.take(w, number).node
+        self.note(node, f"the fencing is {outcome}")
+        self.tell(w, node, FenceDone(1, outcome, str(outcome)))
+
+    def fenced(self, w: World, number: int) -> None:
+        """The other host is switched off, and that is seen."""
+        self._switch_off(w, 1 - self.items[number].node)
+        self._fence_over(w, number, Fenced.CONFIRMED)
+
+    def fenced_unseen(self, w: World, number: int) -> None:
+        """The other host is switched off, which nobody can say."""
+        w.faults += 1
+        self._switch_off(w, 1 - self.items[number].node)
+        self._fence_over(w, number, Fenced.UNKNOWN)
+
+    def not_fenced(self, w: World, number: int, outcome: Fenced) -> None:
+        """The other host is not switched off; if that is unknown, it may yet be."""
+        w.faults += 1
+        if outcome is Fenced.UNKNOWN:
+            self.send(w, "ghost", self.items[number].node, self.items[number].what)
+        self._fence_over(w, number, outcome)
+
     # Scripts
 
     def _done(self, w: World, item: Item) -> int:
@@ -255,7 +301,7 @@ class Model(Daemons):
         assert qemu is not None
         if script is Script.ADOPT:
             return Adopted(MODES[qemu.mode])
-        return Committed(0.0) if script is Script.EPOCH else None
+        return _judged("STOP", *_DONE, "RESUME") if script is Script.EPOCH else None
 
     def executes(self, w: World, number: int) -> None:
         """QEMU does what a script asks for; its daemon does not know yet."""
@@ -306,11 +352,7 @@ class Model(Daemons):
         item = self.take(w, number)
         self.note(item.node, "FAULT a RESUME that is no commit")
         w.faults += 1
-        self.feed(w, item.node, ScriptDone(1, self.resumed()))
-
-    def resumed(self) -> object:
-        """Return what the commit predicate makes of a RESUME that is none."""
-        return Kept("no checkpoint")
+        self.feed(w, item.node, ScriptDone(1, _judged("STOP", *_DONE, "STOP", "RESUME")))
 
     # Time and faults
 
@@ -343,6 +385,8 @@ class Model(Daemons):
             return f"{item.what[0]}{', or the news that it is done' if item.what[2] else ''}"
         if item.kind == "beat":
             return f"a heartbeat from {self.minds.wires[item.what[0]].phase}"
+        if item.kind == "fence":
+            return "the fencing"
         if item.kind == "ask":
             return f"the question to the witness: {worded(item.what)}"
         return worded(self.minds.events[item.what])
@@ -379,9 +423,13 @@ class Model(Daemons):
         """A host dies, with all that runs there."""
         self.note(node, "FAULT the host dies")
         w.faults += 1
-        durable = self.minds.durable(w.minds[node])
+        self._lose_power(w, node)
+
+    def _lose_power(self, w: World, node: int) -> None:
+        durable = self.disk(w, node)
         self.die(w, node, quietly=True)
-        self.end_daemon(w, node, durable)
+        if w.minds[node] != NOBODY:
+            self.end_daemon(w, node, durable)
 
     def cut(self, w: World, cut: tuple[bool, bool]) -> None:
         """The way from one node, or from both, is cut; what is on it is lost."""
@@ -405,3 +453,10 @@ class Model(Daemons):
         """A connection that makes no progress breaks."""
         self.note(-1, "the connection of the two QEMUs breaks")
         self.break_stream(w)
+
+
+def _judged(*stream: str) -> Committed | Kept:
+    """Return what the commit predicate makes of what QEMU sent during an epoch."""
+    messages = [Message(name, 0.0, reply=name in _DONE) for name in stream]
+    why = why_not(messages, len(_DONE), [1])
+    return Committed(0.0) if why is None else Kept(why)
