@@ -10,6 +10,7 @@ The promises are judged here, from outside, with the words of `coloha.sim.checke
 from typing import Any, NamedTuple
 
 from coloha.core.actions import Script, SwapRecord
+from coloha.core.context import OnSilence, Settings
 from coloha.core.events import (
     ChannelFailed,
     ColoExited,
@@ -23,7 +24,7 @@ from coloha.core.events import (
     Run,
 )
 from coloha.core.record import Record
-from coloha.sim.checkers import Violation, forbidden
+from coloha.sim.checkers import Violation, forbidden, sure
 from coloha.sim.frozen import Minds, Table
 
 NODES = ("alpha", "beta")
@@ -76,7 +77,8 @@ class Item(NamedTuple):
               echoes, made how many ago, or -1)
     ask       its question to the witness: `ReadRecord` or `SwapRecord`
     answer    of the witness to it: number of an event
-    ghost     a swap of which nobody knows any more; it may yet be made
+    ghost     a swap or a fencing of which nobody knows any more; it may yet be made
+    fence     its order to have the other host switched off
     news      any other event for its daemon: its number
     script    at its QEMU: (script, session, whether it was executed)
     """
@@ -148,7 +150,9 @@ def put(pair: tuple[Any, Any], node: int, value: Any) -> tuple[Any, Any]:
 class Things:
     """What QEMUs, their connection and the record do, and the judge."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        """What every daemon is told, names and numbers apart."""
         self.minds = Minds()
         self.items: Table[Item] = Table()
         self.qemus: Table[Qemu] = Table()
@@ -399,15 +403,32 @@ class Things:
             raise Violation("forgotten", f"{name} promotes a copy that lacks what clients know")
         if record is None or record.protected or record.primary != name:
             raise Violation("no-right", f"{name} promotes, the record is {record}")
+        other = self.qemu(w, 1 - node)
+        if sure(self.settings) and other is not None and other.run.id == w.voice:
+            raise Violation("not-dead", f"{name} promotes, the copy that was heard lives")
 
     # The record
+
+    def disk(self, w: World, node: int) -> Durable:
+        """Return what a node's disk holds, between two moves."""
+        raise NotImplementedError
+
+    def copied(self, w: World, node: int, record: Record) -> None:
+        """A node without a witness has `record` on its disk: the later one of both counts."""
+        old: Record | None = self.records[w.record]
+        if old is None or _rank(record) > _rank(old):
+            self._turn(w, node, old, record)
 
     def swap(self, w: World, node: int, asked: SwapRecord) -> bool:
         """Make a swap if the record is what it expects: whatever is asked for, to judge it."""
         old = self.records[w.record]
         if old != asked.expected:
             return False
-        new, name = asked.new, NODES[node]
+        self._turn(w, node, old, asked.new)
+        return True
+
+    def _turn(self, w: World, node: int, old: Record | None, new: Record) -> None:
+        name = NODES[node]
         self.note(node, f"the record: {old or 'none'} -> {new}")
         w.record = self.records.number(new)
         problem = forbidden(old, new, name)
@@ -415,4 +436,14 @@ class Things:
             raise Violation("record", f"{name} made {new} of {old or 'nothing'}: {problem}")
         if new.protected and (w.loaded is None or w.loaded[0] != new.session or w.loaded[1] < 0):
             raise Violation("forgotten", f"{new}, but clients know more than the secondary")
-        return True
+        if self.settings.witnessed or old is None or not old.protected:
+            return
+        other = self.qemu(w, 1 - node)
+        heir = other is not None and (other.mode == "primary" or other.run.session == old.session)
+        holds = self.settings.on_silence is OnSilence.HOLD
+        if holds and heir and self.disk(w, 1 - node).gave_up != old.session:
+            raise Violation("not-dead", f"{name} goes on, {NODES[1 - node]} may, too")
+
+
+def _rank(record: Record) -> tuple[int, bool]:
+    return record.generation, record.protected

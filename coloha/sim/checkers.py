@@ -78,7 +78,7 @@ class Judge:
         """
         world, name = self._world, qemu.node.name
         if qemu in self._silenced or qemu.life != self.life:
-            if not free and self._stood_still(qemu, written_at) and not _sure(world.settings):
+            if not free and self._stood_still(qemu, written_at) and not sure(world.settings):
                 self.stale += 1
                 world.note(name, "output comes late: the process stood still")
                 if qemu.life == self.life and upto > self.said + ROUNDING_S:
@@ -134,7 +134,7 @@ class Judge:
         if record is None or record.protected or record.primary != name:
             raise Violation("no-right", f"{name} promotes, the record is {record}")
         other = self.voice
-        if _sure(self._world.settings) and other is not None and other.alive and other is not qemu:
+        if sure(self._world.settings) and other is not None and other.alive and other is not qemu:
             raise Violation("not-dead", f"{name} promotes, the copy that was heard lives")
 
     def boots(self, node: "Node") -> None:
@@ -268,8 +268,8 @@ class Judge:
         )
 
 
-def _sure(settings: Settings) -> bool:
-    """Whether a copy speaks only once the other one is seen to be dead."""
+def sure(settings: Settings) -> bool:
+    """Return whether a copy speaks only once the other one is seen to be dead."""
     return not settings.witnessed or settings.fencing is Fencing.REQUIRED
 
 

@@ -5,9 +5,10 @@ So that equal futures are equal values, times are kept relative to the present i
 that only have to differ are counted anew, and what no decision looks at is wiped:
 
     pulses           the machine's own begins at `PULSE` again; `Step.made` says how many were made
-    scripts          the one that runs is number 1
+    scripts          the one that runs is number 1, and so is the fencing that is under way
     commits          none or some; epochs that did not commit: none, one, several
     waits            one that is over is over, however long
+    orders           there are none: what only matters to them is wiped
     turns            dropped: there is no flap limit in what is explored
     for people only  what is waited for, pauses of the guest, since when output is held
 
@@ -20,7 +21,7 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from coloha.core.actions import Action
+from coloha.core.actions import Action, Fence
 from coloha.core.context import Context, InvariantError, Settings
 from coloha.core.detector import Detector, Pulse
 from coloha.core.events import Durable, Event, PeerState, Started, Timer
@@ -44,6 +45,7 @@ _TIMES: dict[type, tuple[str, ...]] = {
     Context: (
         *("phase_since", "ordered_at", "read_at", "witness_retry_at", "spoken_at", "invited_at"),
         *("protect_at", "boot_at", "again_at", "committed_at"),
+        *("fence_asked_at", "fence_retry_at", "fence_failed_at", "fenced_at"),
     ),
     Detector: ("heard_at", "hold_until"),
     Pulse: ("echoed_at",),
@@ -63,10 +65,10 @@ _DURATIONS = {
     "max_s",
     "_next_s",
 }
-_OVER_IS_OVER = ("protect_at", "boot_at", "again_at", "witness_retry_at")
+_OVER_IS_OVER = ("protect_at", "boot_at", "again_at", "witness_retry_at", "fence_retry_at")
 """Only ever compared with the present."""
-_ORDERED = ("phase_since", "invited_at")
-"""Compared with `read_at`, as is the detector's `heard_at`."""
+_ORDERED = ("phase_since", "invited_at", "fence_failed_at")
+"""Compared with `read_at`, as is the detector's `heard_at`, or with each other."""
 
 _CONTAINERS: dict[str, type] = {"turns": deque, "_made": deque, "actions": list, "wakes": list}
 
@@ -156,8 +158,9 @@ def _canonical(c: Context) -> None:
     for name in _OVER_IS_OVER:
         if getattr(c, name) <= 0:
             setattr(c, name, _LONG_AGO)
-    if c.ordered is None:
-        c.ordered_at = 0.0
+    if not c.s.witnessed:
+        c.read_at = None  # every step begins by setting it
+    _canonical_fencing(c)
     if c.held_since is not None:
         c.held_since = 0.0
     if c.invited is None:
@@ -171,8 +174,19 @@ def _canonical(c: Context) -> None:
     pacing = c.pacing
     if pacing.due_at() <= 0:
         pacing.started_at = pacing.ended_at = _LONG_AGO
-    for backoff in (c.protect_backoff, c.boot_backoff):
+    for backoff in (c.protect_backoff, c.boot_backoff, c.fence_backoff):
         backoff._next_s = 0.0 if backoff.min_s == backoff.max_s else backoff._next_s
+
+
+def _canonical_fencing(c: Context) -> None:
+    c.ordered_at, c.fenced_at, c.fence_asked_at = 0.0, _LONG_AGO, _LONG_AGO
+    if c.fence is not None:
+        c.fence = Fence(1)
+    else:
+        c.fence_session = None
+    c.fences = int(c.fence is not None)
+    if c.fence_failed_at < c.phase_since:
+        c.fence_failed_at = _LONG_AGO
 
 
 def _pulses(c: Context) -> int:

@@ -7,47 +7,28 @@ own QEMU, which nobody else can see before; and since it can be cut off by a cra
 its actions, a Persist among them, for one fault.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from collections.abc import Iterator
 from typing import Any
 
-from coloha.core.actions import (
-    Admit,
-    Beat,
-    DropChannel,
-    Invite,
-    Kill,
-    Launch,
-    Persist,
-    ReadRecord,
-    RunScript,
-    Script,
-    SwapRecord,
-    Tell,
-)
-from coloha.core.context import Settings
+from coloha.core.actions import Beat, Fence, Script, SwapRecord, Tell
+from coloha.core.commit import Message, why_not
 from coloha.core.events import (
     Adopted,
     ChannelFailed,
-    ChannelReady,
     Committed,
-    Durable,
     Event,
     Failure,
-    Heard,
-    Invited,
+    Fenced,
+    FenceDone,
     Kept,
     Launched,
     LaunchFailed,
-    QemuExited,
     RecordRead,
     ScriptDone,
     ScriptFailed,
-    Started,
     SwapDone,
     WitnessFailed,
 )
-from coloha.core.phases import Phase
 from coloha.sim.abstract import (
     LATE,
     LATER,
@@ -58,54 +39,27 @@ from coloha.sim.abstract import (
     OVERDUE,
     SOME_TIME,
     Item,
-    Things,
     World,
-    put,
 )
-from coloha.sim.checkers import Violation
-from coloha.sim.frozen import PULSE, TIMER, Step
+from coloha.sim.acting import Daemons, worded
 
 Move = tuple[Any, ...]
 """The name of a method of `Model`, and its arguments after the world."""
-
-OLDEST = 30
-"""Pulses that many ago are all the same."""
 
 _FAILURES = (Failure.STALLED, Failure.SILENT, Failure.LOST)
 _FAR = frozenset(
     {Script.ENTER_COLO, Script.EPOCH, Script.RELEASE, Script.LEAVE_COLO, Script.PROMOTE}
 )
 """Scripts whose effect others can see before their daemon knows of it."""
+_DONE = ("stop", "off", "on", "delay")
+"""The replies to the commands of an epoch; the second empties buffer A."""
 
 
-def settings(node: int, life: int) -> Settings:
-    """Return what a daemon is told: few instants between all that matters."""
-    return Settings(
-        pair="vm",
-        me=NODES[node],
-        peer=NODES[1 - node],
-        first=node == 0,
-        incarnation=2 * life + node,
-        period_s=1.0,
-        stall_timeout_s=2.0,
-        interval_s=1.0,
-        misses=3,
-        sync_timeout_s=10.0,
-        cold_start_after_s=3.0,
-        retry_min_s=0.5,
-        retry_max_s=0.5,
-    )
-
-
-class Model(Things):
+class Model(Daemons):
     """Two daemons, the network and the witness around the things."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._timer = self.minds.events.number(TIMER)
-        self._heard_as: dict[tuple[int, bool, int], int] = {}
-        self._cut_at: int | None = None
-        """The daemon dies before the so-manieth action of the batch that counts."""
+    late_disk = False
+    """For tests: a daemon that has done a whole batch may die with its disk not yet written."""
 
     def begin(self) -> World:
         """Return the world before anything has happened."""
@@ -117,11 +71,11 @@ class Model(Things):
         :raises Violation: if that breaks a promise.
         """
         w = before.copy()
+        self.cut_at = None
         if move[0] == "crash_at":
-            _, self._cut_at, move = move
+            _, self.cut_at, move = move
             w.faults += 1
         getattr(self, move[0])(w, *move[1:])
-        self._cut_at = None
         self.judge(w)
         return w
 
@@ -134,7 +88,7 @@ class Model(Things):
             mind = w.minds[node]
             if mind != NOBODY and self.minds.due(mind):
                 quiet = False
-                yield from self._stepping(w, ("timer", node), node, self._timer, left)
+                yield from self._stepping(w, ("timer", node), node, self.timer_event, left)
         for number in dict.fromkeys(w.flight):
             item: Item = self.items[number]
             if item.when in (LATER, SOME_TIME):
@@ -181,7 +135,7 @@ class Model(Things):
         if not any(w.cut):
             for cut in ((True, False), (False, True), (True, True)):
                 yield "cut", cut
-        if not w.away:
+        if not w.away and self.settings.witnessed:
             yield ("goes_away",)
 
     def _stepping(self, w: World, move: Move, node: int, event: int, left: int) -> Iterator[Move]:
@@ -192,7 +146,7 @@ class Model(Things):
         step = self.minds.step(w.minds[node], event)
         counted = sum(type(action) not in (Tell, Beat) for action in step.actions)
         first = 0 if move[0] == "does" else 1  # dying with nothing done is a crash before
-        for place in range(first, counted):
+        for place in range(first, counted + self.late_disk):
             yield "crash_at", place, move
 
     def _item_moves(self, w: World, number: int, item: Item, left: int) -> Iterator[Move]:
@@ -211,6 +165,12 @@ class Model(Things):
             yield "asked", number
             if left and not w.away:
                 yield "unanswered", number
+        elif kind == "fence":
+            yield "fenced", number
+            if left:
+                for outcome in (Fenced.FAILED, Fenced.UNKNOWN):
+                    yield "not_fenced", number, outcome
+                yield "fenced_unseen", number
         else:
             yield "haunt", number
         if left and kind == "beat":
@@ -252,202 +212,6 @@ class Model(Things):
             yield "spoils", number
             yield "keeps", number
 
-    # Daemons
-
-    def step(self, w: World, node: int, event: int) -> None:
-        """Let a daemon take in an event, by its number, and do what follows."""
-        mind = w.minds[node]
-        step, disk = self.minds.step(mind, event), self.minds.durable(mind)
-        self._carry_out(w, node, step, disk, beat=event == self._timer)
-
-    def _feed(self, w: World, node: int, event: Event) -> None:
-        self.step(w, node, self.minds.events.number(event))
-
-    def _carry_out(
-        self, w: World, node: int, step: Step, disk: Durable, *, beat: bool = True
-    ) -> None:
-        if step.error is not None:
-            raise Violation("core-stopped", f"{NODES[node]}: {step.error}")
-        before = w.minds[node]
-        w.minds = put(w.minds, node, step.mind)
-        if step.made:
-            self._grow(w, node, step.made)
-        if self.log is not None and (
-            before == NOBODY or self.minds.phase(before) is not self.minds.phase(step.mind)
-        ):
-            self.note(node, f"is now in phase {self.minds.phase(step.mind)}")
-        counted = 0
-        for action in step.actions:
-            kind = type(action)
-            if kind not in (Tell, Beat):
-                if counted == self._cut_at:
-                    self.note(node, "FAULT the daemon dies in the middle of what it does")
-                    self._end_daemon(w, node, disk)
-                    return
-                counted += 1
-            if kind is Persist:
-                disk = action.durable  # type: ignore[union-attr]
-                if self.log is not None:
-                    self.note(node, f"persists {_worded(disk)}")
-            elif kind is Beat:
-                beat = True
-            else:
-                _DO[kind](self, w, node, action)
-        if beat:
-            self._beat(w, node)
-
-    def _grow(self, w: World, node: int, made: int) -> None:
-        """The pulses that a node made before are so much older."""
-        if w.heard[1 - node] >= 0:
-            w.heard = put(w.heard, 1 - node, min(w.heard[1 - node] + made, OLDEST))
-        flight = []
-        for number in w.flight:
-            item: Item = self.items[number]
-            if item.kind == "beat":
-                wire, pulse, echo = item.what
-                if item.node != node:
-                    pulse = min(pulse + made, OLDEST)
-                elif echo >= 0:
-                    echo = min(echo + made, OLDEST)
-                item = item._replace(what=(wire, pulse, echo))
-            flight.append(self.items.number(item))
-        w.flight = tuple(sorted(flight))
-
-    def _beat(self, w: World, node: int) -> None:
-        """Send a heartbeat; it overtakes one that is not late."""
-        to = 1 - node
-        for number in w.flight:
-            item: Item = self.items[number]
-            if item.kind == "beat" and item.node == to and item.when != LATE:
-                self.take(w, number)
-        if not w.cut[node] and w.minds[to] != NOBODY:
-            wire = self.minds.wire(w.minds[node])
-            self.send(w, "beat", to, (wire, 0, w.heard[node]))
-
-    def timer(self, w: World, node: int) -> None:
-        """A daemon's timer runs out."""
-        self.step(w, node, self._timer)
-
-    def news(self, w: World, number: int) -> None:
-        """A daemon hears of something."""
-        item = self.take(w, number)
-        if self.log is not None:
-            self.note(item.node, f"hears: {_worded(self.minds.events[item.what])}")
-        self.step(w, item.node, item.what)
-
-    def hear(self, w: World, number: int) -> None:
-        """A heartbeat arrives; older ones that are still under way will not count."""
-        node, (wire, pulse, echo) = self.items[number].node, self.items[number].what
-        if self.log is not None:
-            self.note(node, f"hears a heartbeat from {self.minds.wires[wire].phase}")
-        self.take(w, number)
-        self.drop_older(w, node, pulse)
-        event = self._heartbeat(wire, pulse != w.heard[node], echo)
-        if self.minds.wires[wire].phase is not Phase.INIT:
-            w.heard = put(w.heard, node, pulse)
-        self.step(w, node, event)
-
-    def _heartbeat(self, wire: int, fresh: bool, echo: int) -> int:
-        """Return the event that a heartbeat is. `fresh`: its pulse was not heard before."""
-        key = wire, fresh, echo
-        found = self._heard_as.get(key)
-        if found is None:
-            pulse, echoed = 2 if fresh else 1, PULSE - echo if echo >= 0 else 0
-            heard = Heard(replace(self.minds.wires[wire], pulse=pulse, echo=echoed))
-            found = self._heard_as[key] = self.minds.events.number(heard)
-        return found
-
-    def drop_older(self, w: World, node: int, pulse: int) -> None:
-        """A heartbeat that was overtaken is refused."""
-        items = self.items
-        w.flight = tuple(
-            n
-            for n in w.flight
-            if items[n].kind != "beat" or items[n].node != node or items[n].what[1] < pulse
-        )
-
-    def start(self, w: World, node: int) -> None:
-        """A daemon starts."""
-        self.note(node, "the daemon starts")
-        self.drop(w, node, "beat")
-        self.drop(w, 1 - node, "beat")
-        life = w.lives[node] + 1
-        w.lives = put(w.lives, node, life)
-        w.heard = (-1, -1)
-        qemu = self.qemu(w, node)
-        durable = self.disks[w.disks[node]] or Durable()
-        w.disks = put(w.disks, node, 0)
-        begun = Started(durable, qemu.run if qemu is not None else None)
-        self._carry_out(w, node, self.minds.begin(settings(node, life), begun), durable)
-
-    def _end_daemon(self, w: World, node: int, disk: Durable) -> None:
-        w.minds = put(w.minds, node, NOBODY)
-        w.disks = put(w.disks, node, self.disks.number(disk))
-        asked = [self.items[n] for n in w.flight if self.items[n].kind == "ask"]
-        self.drop(w, node, "beat", "news", "script", "answer", "ask")
-        for item in asked:
-            if item.node == node and isinstance(item.what, SwapRecord):
-                self.send(w, "ghost", node, item.what)
-        if w.offer is None:
-            return
-        session, inviter = w.offer
-        qemu = self.qemu(w, node)
-        if inviter == node:
-            self.clear_offer(w)
-        elif qemu is None or qemu.run.session != session:
-            self.tell(w, inviter, ChannelFailed(session, "connection reset"))
-            w.offer = None
-
-    # Actions
-
-    def _ask(self, w: World, node: int, action: ReadRecord | SwapRecord) -> None:
-        self.send(w, "ask", node, action)
-
-    def _launch(self, w: World, node: int, action: Launch) -> None:
-        self.note(node, f"starts QEMU {action.run.id} as {action.run.role}")
-        self.launch(w, node, action.run)
-
-    def _kill(self, w: World, node: int, action: Kill) -> None:
-        qemu = self.qemu(w, node)
-        if qemu is not None and qemu.run == action.run:
-            self.note(node, "kills its QEMU")
-            self.end(w, node)
-        else:
-            self.tell(w, node, QemuExited(action.run))
-
-    def end(self, w: World, node: int) -> None:
-        """End a QEMU for good (R3: SIGKILL, which lets nothing go)."""
-        self.die(w, node)
-
-    def _run(self, w: World, node: int, action: RunScript) -> None:
-        self.drop(w, node, "script")
-        if w.qemus[node]:
-            when = LATER if action.script is Script.ENTER_COLO else NOW
-            self.send(w, "script", node, (action.script, action.session, False), when)
-            if action.script is Script.EPOCH:
-                self.fill(w, node)
-
-    def _invite(self, w: World, node: int, action: Invite) -> None:
-        self.clear_offer(w)
-        if any(w.cut) or w.minds[1 - node] == NOBODY:
-            self.tell(w, node, ChannelFailed(action.session, "no connection"))
-            return
-        w.offer = action.session, node
-        self.tell(w, 1 - node, Invited(action.session, action.generation))
-
-    def _admit(self, w: World, node: int, action: Admit) -> None:
-        if w.offer == (action.session, 1 - node):
-            self.tell(w, 1 - node, ChannelReady(action.session))
-
-    def _drop(self, w: World, node: int, action: DropChannel) -> None:
-        self.tell(w, 1 - node, ChannelFailed(action.session, action.reason))
-        if w.offer == (action.session, 1 - node):
-            self.clear_offer(w)
-
-    def _tell(self, w: World, node: int, action: Tell) -> None:
-        del w
-        self.note(node, f"{action.kind}: {action.text}")
-
     # The witness
 
     def asked(self, w: World, number: int) -> None:
@@ -477,8 +241,11 @@ class Model(Things):
             self.send(w, "ghost", item.node, item.what)
 
     def haunt(self, w: World, number: int) -> None:
-        """A swap that nobody waits for reaches the witness."""
+        """A swap or a fencing that nobody waits for is made after all."""
         item = self.take(w, number)
+        if isinstance(item.what, Fence):
+            self._switch_off(w, 1 - item.node)
+            return
         self.note(item.node, "a swap that was given up reaches the witness")
         self.swap(w, item.node, item.what)
 
@@ -493,6 +260,35 @@ class Model(Things):
         self.note(-1, "the witness answers again")
         w.away = False
 
+    # Fencing
+
+    def _switch_off(self, w: World, node: int) -> None:
+        self.note(node, "its host is switched off")
+        self._lose_power(w, node)
+
+    def _fence_over(self, w: World, number: int, outcome: Fenced) -> None:
+        node = self.take(w, number).node
+        self.note(node, f"the fencing is {outcome}")
+        self.tell(w, node, FenceDone(1, outcome, str(outcome)))
+
+    def fenced(self, w: World, number: int) -> None:
+        """The other host is switched off, and that is seen."""
+        self._switch_off(w, 1 - self.items[number].node)
+        self._fence_over(w, number, Fenced.CONFIRMED)
+
+    def fenced_unseen(self, w: World, number: int) -> None:
+        """The other host is switched off, which nobody can say."""
+        w.faults += 1
+        self._switch_off(w, 1 - self.items[number].node)
+        self._fence_over(w, number, Fenced.UNKNOWN)
+
+    def not_fenced(self, w: World, number: int, outcome: Fenced) -> None:
+        """The other host is not switched off; if that is unknown, it may yet be."""
+        w.faults += 1
+        if outcome is Fenced.UNKNOWN:
+            self.send(w, "ghost", self.items[number].node, self.items[number].what)
+        self._fence_over(w, number, outcome)
+
     # Scripts
 
     def _done(self, w: World, item: Item) -> int:
@@ -505,7 +301,7 @@ class Model(Things):
         assert qemu is not None
         if script is Script.ADOPT:
             return Adopted(MODES[qemu.mode])
-        return Committed(0.0) if script is Script.EPOCH else None
+        return _judged("STOP", *_DONE, "RESUME") if script is Script.EPOCH else None
 
     def executes(self, w: World, number: int) -> None:
         """QEMU does what a script asks for; its daemon does not know yet."""
@@ -536,7 +332,7 @@ class Model(Things):
         free = failure is Failure.BROKEN
         w.faults += not free
         self.note(item.node, f"{'' if free else 'FAULT '}{item.what[0]} fails: {failure}")
-        self._feed(w, item.node, ScriptFailed(1, failure, str(failure)))
+        self.feed(w, item.node, ScriptFailed(1, failure, str(failure)))
 
     def unacknowledged(self, w: World, number: int) -> None:
         """The secondary has loaded a checkpoint, and the connection breaks."""
@@ -556,11 +352,7 @@ class Model(Things):
         item = self.take(w, number)
         self.note(item.node, "FAULT a RESUME that is no commit")
         w.faults += 1
-        self._feed(w, item.node, ScriptDone(1, self.resumed()))
-
-    def resumed(self) -> object:
-        """Return what the commit predicate makes of a RESUME that is none."""
-        return Kept("no checkpoint")
+        self.feed(w, item.node, ScriptDone(1, _judged("STOP", *_DONE, "STOP", "RESUME")))
 
     # Time and faults
 
@@ -593,9 +385,11 @@ class Model(Things):
             return f"{item.what[0]}{', or the news that it is done' if item.what[2] else ''}"
         if item.kind == "beat":
             return f"a heartbeat from {self.minds.wires[item.what[0]].phase}"
+        if item.kind == "fence":
+            return "the fencing"
         if item.kind == "ask":
-            return f"the question to the witness: {_worded(item.what)}"
-        return _worded(self.minds.events[item.what])
+            return f"the question to the witness: {worded(item.what)}"
+        return worded(self.minds.events[item.what])
 
     def lose(self, w: World, number: int) -> None:
         """A heartbeat is lost."""
@@ -611,13 +405,13 @@ class Model(Things):
         w.faults += 1
         self.set_qemu(w, item.node, None)
         self.drop(w, item.node, "script")
-        self._feed(w, item.node, LaunchFailed(launched.run, "it does not start"))
+        self.feed(w, item.node, LaunchFailed(launched.run, "it does not start"))
 
     def crash(self, w: World, node: int) -> None:
         """A daemon dies."""
         self.note(node, "FAULT the daemon dies")
         w.faults += 1
-        self._end_daemon(w, node, self.minds.durable(w.minds[node]))
+        self.end_daemon(w, node, self.minds.durable(w.minds[node]))
 
     def kill(self, w: World, node: int) -> None:
         """A QEMU dies."""
@@ -629,9 +423,13 @@ class Model(Things):
         """A host dies, with all that runs there."""
         self.note(node, "FAULT the host dies")
         w.faults += 1
-        durable = self.minds.durable(w.minds[node])
+        self._lose_power(w, node)
+
+    def _lose_power(self, w: World, node: int) -> None:
+        durable = self.disk(w, node)
         self.die(w, node, quietly=True)
-        self._end_daemon(w, node, durable)
+        if w.minds[node] != NOBODY:
+            self.end_daemon(w, node, durable)
 
     def cut(self, w: World, cut: tuple[bool, bool]) -> None:
         """The way from one node, or from both, is cut; what is on it is lost."""
@@ -657,21 +455,8 @@ class Model(Things):
         self.break_stream(w)
 
 
-def _worded(thing: Any) -> str:
-    """Return an event, a question or what is persisted, with what it says and nothing else."""
-    parts = ((field.name, getattr(thing, field.name)) for field in fields(thing))
-    said = [f"{name} {getattr(part, 'id', part)}" for name, part in parts if part]
-    return f"{type(thing).__name__} {', '.join(said)}".rstrip()
-
-
-_DO: dict[type, Callable[[Model, World, int, Any], None]] = {
-    ReadRecord: Model._ask,
-    SwapRecord: Model._ask,
-    Launch: Model._launch,
-    Kill: Model._kill,
-    RunScript: Model._run,
-    Invite: Model._invite,
-    Admit: Model._admit,
-    DropChannel: Model._drop,
-    Tell: Model._tell,
-}
+def _judged(*stream: str) -> Committed | Kept:
+    """Return what the commit predicate makes of what QEMU sent during an epoch."""
+    messages = [Message(name, 0.0, reply=name in _DONE) for name in stream]
+    why = why_not(messages, len(_DONE), [1])
+    return Committed(0.0) if why is None else Kept(why)
