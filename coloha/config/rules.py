@@ -65,6 +65,7 @@ def check(host: ValidHost | None, pairs: list[ValidPair]) -> list[Problem]:
             problems.extend(_own_node(host.config, pair))
             problems.extend(_run_sockets_fit(host.config, pair))
             problems.extend(_can_fence(host.config, pair))
+            problems.extend(_primary_fences_first(host, pair))
             problems.extend(_reset_in_time(host, pair))
         problems.extend(_others_are_fenced(host, pairs))
     return problems
@@ -203,6 +204,28 @@ def _can_fence(host: HostConfig, pair: ValidPair) -> Iterator[Problem]:
                 ("fencing",),
                 f"is {pair.config.fencing}, but the host file does not say how {node}'s host is"
                 f" switched off: add fencing.{node} there, or write none",
+            )
+
+
+def _primary_fences_first(host: ValidHost, pair: ValidPair) -> Iterator[Problem]:
+    """Without a witness and with the link cut, only one of two hosts is to be switched off.
+
+    A primary sees first whether its QEMU lives, and may have waited for a commit before.
+    """
+    config = pair.config
+    if config.fencing == "none" or config.witness.type != "none":
+        return
+    least = 1.5 * config.checkpoint.stall_timeout + config.heartbeat.detection_s
+    for node, agent in host.config.fencing.items():
+        if node in config.nodes and node != host.config.node and agent.delay <= least:
+            path = ("fencing", node)
+            yield host.source.problem(
+                path,
+                f"a delay of {format_seconds(agent.delay)} lets the secondary of {config.name}"
+                " switch the primary's host off while that does the same: make it more than"
+                f" {format_seconds(least)} (1.5 x checkpoint.stall_timeout, and heartbeat.interval x"
+                " heartbeat.misses), and what fencing takes",
+                host.source.key_place(path),
             )
 
 

@@ -135,7 +135,7 @@ def parse_seconds(text: str) -> float:
 
 def format_seconds(seconds: float) -> str:
     """Return a duration in seconds as it is written, to the microsecond: 0.05 is `50ms`."""
-    return _DURATION.format(round(seconds * _DURATION.per_value))
+    return _DURATION.format(round(seconds * _DURATION.per_value)) if seconds else "0s"
 
 
 def parse_bytes(text: str) -> int:

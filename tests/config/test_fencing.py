@@ -176,3 +176,23 @@ def test_every_pair_must_outlast_a_required_watchdog(tmp_path: Path) -> None:
 
 def test_an_optional_watchdog_may_be_late(tmp_path: Path) -> None:
     assert load_from(tmp_path, {"coloha.yaml": watchdog("mode: optional")}).pairs
+
+
+UNWITNESSED = edit(REQUIRED, "type: file\n  directory: /srv/witness", "type: none")
+
+
+@pytest.mark.parametrize("delay", ["0s", "5s"])
+def test_the_secondary_leaves_the_primary_time(tmp_path: Path, delay: str) -> None:
+    """1.5 x 3 s without a commit, and 0.5 s of silence: that long a primary may take."""
+    refuse(
+        tmp_path,
+        {"coloha.yaml": HOST + AGENT + f"    delay: {delay}\n", "pairs.d/web.yaml": UNWITNESSED},
+        ("coloha.yaml:7:3: fencing.beta", f"a delay of {delay} lets the secondary of web switch"),
+    )
+
+
+def test_a_witness_needs_no_delay(tmp_path: Path) -> None:
+    load_from(
+        tmp_path,
+        {"coloha.yaml": HOST + AGENT + "    delay: 0s\n", "pairs.d/web.yaml": REQUIRED},
+    )
