@@ -223,8 +223,8 @@ def _primary_fences_first(host: ValidHost, pair: ValidPair) -> Iterator[Problem]
                 path,
                 f"a delay of {format_seconds(agent.delay)} lets the secondary of {config.name}"
                 " switch the primary's host off while that does the same: make it more than"
-                f" {format_seconds(least)} (1.5 x checkpoint.stall_timeout, and heartbeat.interval x"
-                " heartbeat.misses), and what fencing takes",
+                f" {format_seconds(least)} (1.5 x checkpoint.stall_timeout, and"
+                " heartbeat.interval x heartbeat.misses), and what fencing takes",
                 host.source.key_place(path),
             )
 
