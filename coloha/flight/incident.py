@@ -50,6 +50,8 @@ class Incident:
     news: list[str] = field(default_factory=list)
     """What became known before it was decided who goes on."""
     asked_at: float | None = None
+    witnessed: bool = True
+    """A witness decided, as far as this host saw."""
     winner: str | None = None
     won: int | None = None
     """The generation that decides."""
@@ -104,6 +106,7 @@ class Incident:
             elif isinstance(action, Persist) and self.winner is None:
                 record = action.durable.record  # without a witness
                 if record is not None:
+                    self.witnessed = False
                     self._decided(step.at, record.primary, record.generation)
         event = step.event
         if self.winner is not None:
@@ -163,7 +166,11 @@ class Incident:
         took = ""
         if self.asked_at is not None:
             took = f", {words.length(self.won_at - self.asked_at)} after {me} had asked for it"
-        yield f"The witness gave generation {self.won} to {me} at {words.clock(self.won_at)}{took}."
+        at = f"at {words.clock(self.won_at)}{took}"
+        if self.witnessed:
+            yield f"The witness gave generation {self.won} to {me} {at}."
+        else:
+            yield f"{me} took generation {self.won} {at}."
         if self.heard_at is None:
             return
         since = words.length(self.heard_at - self.at)

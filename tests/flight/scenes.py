@@ -6,7 +6,7 @@ from pathlib import Path
 
 from coloha.core.phases import Phase
 from coloha.flight.explain import Story
-from coloha.sim.history import PROFILES, plan
+from coloha.sim.history import PROFILES, decided_by, plan
 from coloha.sim.history import live as live_through
 from coloha.sim.node import Node
 from coloha.sim.world import World
@@ -16,9 +16,9 @@ from tests.flight.recording import Tape, recorded, story_of
 class Scene:
     """A pair whose VM is protected at first: what may happen to it, and its records."""
 
-    def __init__(self, seed: int, tapes: dict[str, Tape]) -> None:
+    def __init__(self, seed: int, tapes: dict[str, Tape], arbiter: str) -> None:
         self.tapes = tapes
-        self._world = World(seed, PROFILES[2])
+        self._world = World(seed, decided_by(arbiter, PROFILES[2]))
         self.settle(0.5)
         self.primary = self._in_phase(Phase.PROTECTED).name
         self.secondary = self._in_phase(Phase.FOLLOW).name
@@ -71,10 +71,10 @@ class Scene:
 
 
 @contextlib.contextmanager
-def scene(seed: int = 3) -> Iterator[Scene]:
+def scene(seed: int = 3, arbiter: str = "witness") -> Iterator[Scene]:
     """A scene; its machines are recorded until the end of the block."""
     with recorded() as tapes:
-        yield Scene(seed, tapes)
+        yield Scene(seed, tapes, arbiter)
 
 
 def live(seed: int) -> list[str]:

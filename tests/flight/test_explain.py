@@ -48,6 +48,17 @@ def test_the_primarys_qemu_died(tmp_path: Path) -> None:
     assert incident.heard_at - incident.at < 0.5
 
 
+def test_without_a_witness_nobody_gives_a_generation(tmp_path: Path) -> None:
+    with scene(arbiter="hold") as played:
+        alpha, beta = played.primary, played.secondary
+        played.kill_qemu(alpha)
+        played.settle()
+    text = only(played.story(beta, tmp_path)).paragraph()
+    assert f"the VM failed over from {alpha} to {beta}" in text
+    assert f"{beta} took generation 2 at" in text
+    assert "witness" not in text
+
+
 def test_the_primarys_host_was_cut_off(tmp_path: Path) -> None:
     with scene() as played:
         alpha, beta = played.primary, played.secondary
