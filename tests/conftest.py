@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Generator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 SEED = int(os.environ.setdefault("COLOHA_SEED", str(secrets.randbelow(1 << 40))))
@@ -22,6 +23,12 @@ PATIENT = frozenset({"core", "sim", "config", "flight", "test_sabotage.py"})
 
 PATIENCE_S = 600
 """What a test may take that waits for processors, seconds."""
+NICE = 10
+
+hypothesis.settings.register_profile(
+    "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -45,13 +52,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     if patient(item) and "PYTEST_XDIST_WORKER" in os.environ:
-        usual = os.sched_getscheduler(0)
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        usual = os.getpriority(os.PRIO_PROCESS, 0)
+        # Not SCHED_IDLE: one that starves while it holds a file system's lock stops everybody.
+        os.setpriority(os.PRIO_PROCESS, 0, NICE)
         try:
             return (yield)
         finally:
             with contextlib.suppress(PermissionError):  # there is a way back for root only
-                os.sched_setscheduler(0, usual, os.sched_param(0))
+                os.setpriority(os.PRIO_PROCESS, 0, usual)
     return (yield)
 
 
