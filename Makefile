@@ -26,7 +26,7 @@ check: setup
 	@echo "mypy"; $(PYTHON) -m mypy --no-error-summary
 
 test: check
-	@echo "pytest"; $(ISOLATED) -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	@echo "pytest"; $(ISOLATED) -m pytest --numprocesses 2 $(ARGS)
 
 docs: setup
 	@$(PYTHON) -m coloha.config.reference --write

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 SEED = int(os.environ.setdefault("COLOHA_SEED", str(secrets.randbelow(1 << 40))))
 """The same in every process of a run: workers inherit it."""
 
-HERE = Path(__file__).parent
 PATIENT = frozenset({"core", "sim", "config", "flight", "test_sabotage.py"})
 """Tests that only compute."""
 
@@ -35,23 +35,29 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"simulated histories: seeds from {SEED} (COLOHA_SEED={SEED} repeats them)"
 
 
-def patient(item: pytest.Item) -> bool:
-    place = item.path.relative_to(HERE).parts[0]
-    return place in PATIENT and item.get_closest_marker("qemu") is None
+def patient(nodeid: str) -> bool:
+    return Path(nodeid.partition("::")[0]).parts[1] in PATIENT
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        group = item.nodeid.partition("::")[0] if patient(item) else "in time"
-        item.add_marker(pytest.mark.xdist_group(group))
-        if patient(item):
-            item.add_marker(pytest.mark.timeout(PATIENCE_S))
+class Groups(LoadScopeScheduling):  # type: ignore[misc]
+    """Gives a worker all that happens in time, or a file of what is patient."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return nodeid.partition("::")[0] if patient(nodeid) else "in time"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Groups:
+    return Groups(config, log)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if patient(item.nodeid):
+        item.add_marker(pytest.mark.timeout(PATIENCE_S))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    if patient(item) and "PYTEST_XDIST_WORKER" in os.environ:
+    if patient(item.nodeid) and "PYTEST_XDIST_WORKER" in os.environ:
         usual = os.getpriority(os.PRIO_PROCESS, 0)
         # Not SCHED_IDLE: one that starves while it holds a file system's lock stops everybody.
         os.setpriority(os.PRIO_PROCESS, 0, NICE)
