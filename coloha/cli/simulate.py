@@ -19,7 +19,7 @@ EXAMPLE = """examples:
   coloha simulate --seed 1 --histories 100000 --jobs 4
   coloha simulate --fault cut --fault qemu-crash
   coloha simulate --seed 1 --sweep 1
-  coloha simulate --explore 8
+  coloha simulate --explore 4
   coloha simulate --seed 7 --plan '0.8 qemu-crash alpha 0 0; 2 heal'
 
 faults:

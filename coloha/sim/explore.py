@@ -26,8 +26,6 @@ _Place = tuple[World, int, Path]
 """A world, how many moves it is away from its root, and how it came about."""
 
 QUIET_INSTANTS = 24
-SILENCING = frozenset({"cut", "crash", "crash_at", "power", "lose", "late", "goes_away"})
-"""Faults after which a node is silent, or seems to be."""
 FAULTS: tuple[Move, ...] = (
     *(("kill", 0), ("kill", 1), ("crash", 0), ("crash", 1), ("power", 0), ("power", 1)),
     *(("cut", (True, True)), ("cut", (True, False)), ("cut", (False, True)), ("goes_away",)),

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from coloha.cli.main import main
+from coloha.core.actions import Persist
+from coloha.core.events import Durable
 from coloha.sim.abstract import World
 from coloha.sim.explore import Root, after, everywhere, explore, roots
 from coloha.sim.moves import Model, Move
@@ -22,6 +24,16 @@ class Quitting(Model):
         self.fill(w, node)
         self.let_go(w, node)
         self.die(w, node)
+
+
+class Hasty(Model):
+    """Actions do not wait for the disk."""
+
+    late_disk = True
+
+    def persist(self, w: World, node: int, before: Durable, action: Persist) -> Durable:
+        super().persist(w, node, before, action)
+        return before
 
 
 def followed_by(model: Model, fault: Move, phases: str = "") -> list[Root]:
@@ -113,6 +125,14 @@ def test_a_loser_that_quits_is_noticed() -> None:
     report = explore(model, followed_by(model, CUT), instants=6, faults=0, most=5000)
     assert report.violation is not None
     assert report.violation.name == "two-voices"
+
+
+def test_a_disk_that_is_written_late_is_noticed() -> None:
+    model = Hasty()
+    begin = [root for root in roots(model) if root.name == "arm/follow"]
+    report = explore(model, begin, instants=4, faults=1, most=10_000)
+    assert report.violation is not None
+    assert report.violation.name == "no-right"
 
 
 def test_too_many_states_are_not_taken_for_all() -> None:
