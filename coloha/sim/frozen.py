@@ -10,7 +10,8 @@ that only have to differ are counted anew, and what no decision looks at is wipe
     waits            one that is over is over, however long
     orders           there are none: what only matters to them is wiped
     turns            dropped: there is no flap limit in what is explored
-    for people only  what is waited for, pauses of the guest, since when output is held
+    since when       wiped where it is no longer, or not now, looked at
+    for people only  words, what is waited for, pauses of the guest, since when output is held
 
 A step is made once for each (machine, event) and then looked up.
 """
