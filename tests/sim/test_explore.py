@@ -135,6 +135,16 @@ def test_a_disk_that_is_written_late_is_noticed() -> None:
     assert report.violation.name == "no-right"
 
 
+def test_faults_of_one_kind_only() -> None:
+    model = Model()
+    begin = [roots(model)[-1]]
+    cuts = explore(model, begin, instants=0, faults=1, kinds=frozenset({"cut"}))
+    none = explore(model, begin, instants=0, faults=0)
+    every = explore(model, begin, instants=0, faults=1)
+    assert cuts.complete
+    assert none.states < cuts.states < every.states
+
+
 def test_too_many_states_are_not_taken_for_all() -> None:
     model = Model()
     report = explore(model, roots(model), instants=2, faults=0, most=100)
