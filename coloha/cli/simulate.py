@@ -19,7 +19,7 @@ EXAMPLE = """examples:
   coloha simulate --seed 1 --histories 100000 --jobs 4
   coloha simulate --fault cut --fault qemu-crash
   coloha simulate --seed 1 --sweep 1
-  coloha simulate --explore 8
+  coloha simulate --explore 4
   coloha simulate --seed 7 --plan '0.8 qemu-crash alpha 0 0; 2 heal'
 
 faults:
@@ -87,7 +87,7 @@ def _whole(text: str) -> int:
 def call(arguments: argparse.Namespace) -> int:
     """Live through the histories, and print what came of them."""
     if arguments.explore is not None:
-        return _explore(arguments.explore, arguments.more_faults, arguments.json)
+        return _explore(arguments)
     seed = arguments.seed if arguments.seed is not None else secrets.randbelow(SEEDS)
     kinds = tuple(arguments.fault or USUAL)
     if arguments.plan is not None:
@@ -112,10 +112,10 @@ def call(arguments: argparse.Namespace) -> int:
     return exits.FAILED if told else exits.OK
 
 
-def _explore(instants: int, faults: int, as_json: bool) -> int:
-    model = Model()
-    report = explore(model, everywhere(model), instants, faults)
-    if as_json:
+def _explore(arguments: argparse.Namespace) -> int:
+    model = Model(arguments.arbiter or "witness")
+    report = explore(model, everywhere(model), arguments.explore, arguments.more_faults)
+    if arguments.json:
         print(json.dumps(_explored(report)))
     else:
         print("\n".join(found(report)))

@@ -52,7 +52,7 @@ def settings(arbiter: str, node: int, life: int) -> Settings:
         first=node == 0,
         incarnation=2 * life + node,
         period_s=1.0,
-        stall_timeout_s=2.0,
+        stall_timeout_s=3.5,
         interval_s=1.0,
         misses=3,
         sync_timeout_s=10.0,
@@ -102,9 +102,7 @@ class Daemons(Things):
             kind = type(action)
             if kind not in (Tell, Beat):
                 if counted == self.cut_at:
-                    self.note(node, "FAULT the daemon dies in the middle of what it does")
-                    self.end_daemon(w, node, disk)
-                    return
+                    break
                 counted += 1
             if kind is Persist:
                 disk = self.persist(w, node, disk, action)  # type: ignore[arg-type]
@@ -112,7 +110,10 @@ class Daemons(Things):
                 beat = True
             else:
                 _DO[kind](self, w, node, action)
-        if beat:
+        if counted == self.cut_at:
+            self.note(node, "FAULT the daemon dies in the middle of what it does")
+            self.end_daemon(w, node, disk)
+        elif beat:
             self._beat(w, node)
 
     def persist(self, w: World, node: int, before: Durable, action: Persist) -> Durable:
@@ -280,7 +281,7 @@ class Daemons(Things):
             self.tell(w, 1 - node, ChannelReady(action.session))
 
     def _drop(self, w: World, node: int, action: DropChannel) -> None:
-        self.tell(w, 1 - node, ChannelFailed(action.session, action.reason))
+        self.tell(w, 1 - node, ChannelFailed(action.session, "dropped"))
         if w.offer == (action.session, 1 - node):
             self.clear_offer(w)
 

@@ -118,15 +118,21 @@ def _phases(model: Model, world: World) -> str:
 
 
 def explore(
-    model: Model, begin: list[Root], instants: int, faults: int, most: int | None = None
+    model: Model,
+    begin: list[Root],
+    instants: int,
+    faults: int,
+    most: int | None = None,
+    kinds: frozenset[str] | None = None,
 ) -> Report:
     """Try everything that can happen from some roots on, until a promise is broken.
 
     :param most: states after which to give up.
+    :param kinds: the only faults, by the names of their moves; those of roots do not count.
     """
     report = Report(instants, faults)
     began = time.process_time()
-    search = _Search(model, begin, report, most)
+    search = _Search(model, begin, report, most, kinds)
     try:
         for instant in range(instants + 1):
             search.instant(last=instant == instants)
@@ -140,12 +146,20 @@ def explore(
 class _Search:
     """Breadth first: by instants, then by faults, then by moves."""
 
-    def __init__(self, model: Model, begin: list[Root], report: Report, most: int | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        begin: list[Root],
+        report: Report,
+        most: int | None,
+        kinds: frozenset[str] | None,
+    ) -> None:
         self.seen: dict[int, int] = {}
         """With how few faults each state was reached."""
         self._model = model
         self._report = report
         self._most = most
+        self._kinds = kinds
         self._next: list[_Place] = [(root.world, 0, (None, root)) for root in begin]
         self._by_faults: list[list[_Place]] = []
 
@@ -177,13 +191,15 @@ class _Search:
             passes = move[0] == "tick"
             if passes and last:
                 continue
-            report.moves += 1
             try:
                 made = model.make(world, move)
             except Violation as violation:
                 report.violation = violation
                 report.lines = timeline(model, (path, move))
                 raise _StopError from violation
+            if self._kinds is not None and made.faults > spent and move[0] not in self._kinds:
+                continue
+            report.moves += 1
             where = self._next if passes else self._by_faults[made.faults]
             where.append((made, depth + 1, (path, move)))
 

@@ -10,7 +10,8 @@ that only have to differ are counted anew, and what no decision looks at is wipe
     waits            one that is over is over, however long
     orders           there are none: what only matters to them is wiped
     turns            dropped: there is no flap limit in what is explored
-    for people only  what is waited for, pauses of the guest, since when output is held
+    since when       wiped where it is no longer, or not now, looked at
+    for people only  words, what is waited for, pauses of the guest, since when output is held
 
 A step is made once for each (machine, event) and then looked up.
 """
@@ -28,6 +29,7 @@ from coloha.core.events import Durable, Event, PeerState, Started, Timer
 from coloha.core.machine import PairMachine, State
 from coloha.core.pacing import Backoff, Pacing
 from coloha.core.phases import Phase
+from coloha.core.primary import HUNG, YIELD_REREAD_S
 
 INSTANT_S = 0.5
 """Time passes by so much at once: half an interval between heartbeats."""
@@ -40,6 +42,8 @@ _NOW = 0.001
 _ORDER = 0.0004
 """Tells what came before and after a read of the record, within one instant."""
 _LONG_AGO = float("-inf")
+_OLD = -100.0
+"""Long ago, and yet after that."""
 
 _TIMES: dict[type, tuple[str, ...]] = {
     Context: (
@@ -165,6 +169,8 @@ def _canonical(c: Context) -> None:
         c.held_since = 0.0
     if c.invited is None:
         c.invited_at = _LONG_AGO
+    _canonical_words(c)
+    _canonical_waits(c)
     if c.script is not None:
         c.script = replace(c.script, number=1)
     c.scripts = int(c.script is not None)
@@ -176,6 +182,26 @@ def _canonical(c: Context) -> None:
         pacing.started_at = pacing.ended_at = _LONG_AGO
     for backoff in (c.protect_backoff, c.boot_backoff, c.fence_backoff):
         backoff._next_s = 0.0 if backoff.min_s == backoff.max_s else backoff._next_s
+
+
+def _canonical_words(c: Context) -> None:
+    if c.trouble not in (HUNG, f"{c.s.peer} is silent"):
+        c.trouble = None
+    if isinstance(c.channel, str):
+        c.channel = ""
+
+
+def _canonical_waits(c: Context) -> None:
+    """Wipe since when something lasts, where that is no longer, or not now, looked at."""
+    if c.phase not in (Phase.ARM, Phase.PROTECTED):
+        c.committed_at, c.kept = 0.0, 0
+    silent_at = c.detector.silent_at()
+    if c.spoken_at <= silent_at:
+        c.spoken_at = _LONG_AGO
+    longest_s = max(c.detector.detection_s, c.s.stall_timeout_s, YIELD_REREAD_S)
+    read = not c.s.witnessed or (c.read_at is not None and c.phase_since < c.read_at)
+    if read and c.phase_since <= min(-longest_s, silent_at):
+        c.phase_since = _OLD
 
 
 def _canonical_fencing(c: Context) -> None:
@@ -205,7 +231,7 @@ def _pulses(c: Context) -> int:
 
 def _worded(wire: PeerState) -> PeerState:
     """Return what a heartbeat says, without its pulses, which are told apart elsewhere."""
-    return replace(wire, pulse=0, echo=0, committed=min(wire.committed, 1))
+    return replace(wire, pulse=0, echo=0, committed=0)
 
 
 @dataclass(frozen=True, slots=True)

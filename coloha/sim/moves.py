@@ -278,12 +278,14 @@ class Model(Daemons):
 
     def fenced_unseen(self, w: World, number: int) -> None:
         """The other host is switched off, which nobody can say."""
+        self.note(-1, "FAULT the answer to a fencing is lost")
         w.faults += 1
         self._switch_off(w, 1 - self.items[number].node)
         self._fence_over(w, number, Fenced.UNKNOWN)
 
     def not_fenced(self, w: World, number: int, outcome: Fenced) -> None:
         """The other host is not switched off; if that is unknown, it may yet be."""
+        self.note(-1, "FAULT a fencing does not succeed")
         w.faults += 1
         if outcome is Fenced.UNKNOWN:
             self.send(w, "ghost", self.items[number].node, self.items[number].what)
