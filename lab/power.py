@@ -52,7 +52,7 @@ class PowerSwitch:
         return {
             "agent": str(self._agent),
             "parameters": {"socket": str(self._socket), "plug": peer},
-            "delay": "1s",
+            "delay": "6s",
         }
 
     def __enter__(self) -> Self:

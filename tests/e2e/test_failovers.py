@@ -13,7 +13,8 @@ pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
 def stage(request: pytest.FixtureRequest) -> Iterator[Scene]:
     """One pair for the whole file: each test leaves it protected, as it must by itself."""
-    with scene(replace(PATIENT, event_loop=request.param), together=True) as made:
+    together = request.param == "uvloop"
+    with scene(replace(PATIENT, event_loop=request.param), together=together) as made:
         yield made
         made.finish()
 
