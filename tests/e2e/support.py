@@ -94,7 +94,7 @@ class Scene:
         """
         for name in self.topology.hosts:
             replay = self.replay(name)
-            assert replay.steps > 100
+            assert replay.steps > 20
             assert replay.gaps == 0
         report = self.client.stop()
         assert report.flawless, replace(report, gap_list=[])

@@ -175,7 +175,7 @@ def test_output_commit(tmp_path: Path, delay_ms: int) -> None:
     assert not capture.dropped
     assert len(left) > EPOCHS, "the guest was hardly heard"
     # A load shows only if the secondary's guest comes to speak before the next one.
-    assert len(list(loads(sunk))) > EPOCHS / 2, "the secondary hardly loaded anything"
+    assert len(list(loads(sunk))) > EPOCHS / 10, "the secondary hardly loaded anything"
     assert not too_early(left, sunk)
     assert after, "the survivor was not heard"
     assert not forgotten([frame.number for frame in [*left, *after]])
