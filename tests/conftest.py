@@ -8,6 +8,8 @@ other one computes, and takes what the first leaves of the processors.
 import contextlib
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Generator
 from pathlib import Path
 
@@ -24,11 +26,25 @@ PATIENT = frozenset({"core", "sim", "config", "flight", "test_sabotage.py"})
 PATIENCE_S = 600
 """What a test may take that waits for processors, seconds."""
 NICE = 10
+OWN_FOLDER = pytest.StashKey[str]()
 
 hypothesis.settings.register_profile(
     "patient", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("patient")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest's own folders are deep, and a socket's path has room for 107 bytes."""
+    if config.option.basetemp is None:
+        config.option.basetemp = config.stash[OWN_FOLDER] = tempfile.mkdtemp(prefix="t-")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """What a failure left behind stays."""
+    if exitstatus == 0 and OWN_FOLDER in session.config.stash:
+        shutil.rmtree(session.config.stash[OWN_FOLDER], ignore_errors=True)
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -39,8 +39,8 @@ CASES = [
     Sabotage(
         "the commit predicate is not asked",
         "coloha/qemu/scripts.py",
-        "    if problem is not None:\n        return Kept(problem)\n",
-        "",
+        "    if problem is not None:\n",
+        "    if False:\n",
         "tests/qemu/test_scripts.py",
     ),
     Sabotage(
@@ -53,7 +53,7 @@ CASES = [
     Sabotage(
         "the secondary promotes without the witness",
         "coloha/core/secondary.py",
-        "    elif _guards(c):\n        c.own()\n",
+        "    elif _guards(c):\n        own(c)\n",
         "    elif _guards(c):\n        c.start(Script.PROMOTE, PROMOTE_TIMEOUT_S)\n"
         "        c.go(Phase.PROMOTE)\n",
         "tests/core/test_transcripts.py",
@@ -61,7 +61,7 @@ CASES = [
     Sabotage(
         "the primary opens its output without the witness",
         "coloha/core/primary.py",
-        "        if c.own():\n            c.go(Phase.LEAVE)\n",
+        "        if own(c, forced=ordered):\n            c.go(Phase.LEAVE)\n",
         "        c.go(Phase.LEAVE)\n",
         "tests/core/test_transcripts.py",
     ),
