@@ -62,7 +62,7 @@ CASES = [
         "the primary opens its output without the witness",
         "coloha/core/primary.py",
         "        if own(c, forced=ordered):\n            c.go(Phase.LEAVE)\n",
-        "        c.go(Phase.LEAVE)\n",
+        "        if True:\n            c.go(Phase.LEAVE)\n",
         "tests/core/test_transcripts.py",
     ),
     Sabotage(
