@@ -1,8 +1,8 @@
 """Which tests run beside which, and where the fresh histories of this run begin (tests/sim).
 
-`make test` has two workers. Real QEMUs share two cores badly, and what is tried on them happens in
-real time: so one worker runs everything that has to do with time, one test after the other. The
-other one computes, and takes what the first leaves of the processors.
+`make test` has two workers. Pairs of real QEMUs with a Linux guest share two cores badly: so one
+worker runs all of them, one test after the other. The other one runs the rest by files: first what
+happens in real time but mostly waits, then what computes, which takes the processors that are left.
 """
 
 import contextlib
@@ -19,6 +19,9 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
 SEED = int(os.environ.setdefault("COLOHA_SEED", str(secrets.randbelow(1 << 40))))
 """The same in every process of a run: workers inherit it."""
+
+GUESTS = frozenset({"e2e", "lab"})
+"""Tests with a Linux guest."""
 
 PATIENT = frozenset({"core", "sim", "config", "flight", "test_sabotage.py"})
 """Tests that only compute."""
@@ -51,19 +54,29 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"simulated histories: seeds from {SEED} (COLOHA_SEED={SEED} repeats them)"
 
 
+def part(nodeid: str) -> str:
+    """The folder of tests, or the file if it is in none."""
+    return Path(nodeid.partition("::")[0]).parts[1]
+
+
 def patient(nodeid: str) -> bool:
-    return Path(nodeid.partition("::")[0]).parts[1] in PATIENT
+    return part(nodeid) in PATIENT
 
 
 class Groups(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives a worker all that happens in time, or a file of what is patient."""
+    """Gives a worker all tests with guests, or a file of others, in the order of collection."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return nodeid.partition("::")[0] if patient(nodeid) else "in time"
+        return "guests" if part(nodeid) in GUESTS else nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Groups:
+    config.option.loadscopereorder = False
     return Groups(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: (part(item.nodeid) not in GUESTS, patient(item.nodeid)))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

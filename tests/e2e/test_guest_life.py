@@ -43,15 +43,18 @@ def test_guest_switches_itself_off() -> None:
 def test_guest_boots_again() -> None:
     with scene() as stage:
         primary, secondary = stage.wait_protected()
-        before, pid = stage.generation(), stage.qemu_pid(primary)
+        pid = stage.qemu_pid(primary)
         stage.client.stop()
         order(stage, "reboot")
         stage.cluster.wait(
             "the guest to answer again",
             lambda: console(stage, primary).count("lab guest: ready") == 2,
         )
+        # A generation may have passed: TCG may not stop when it was just reset (qemu.md, 2.9).
         assert stage.wait_protected() == (primary, secondary)
-        assert (stage.generation(), stage.qemu_pid(primary)) == (before, pid)
+        assert stage.qemu_pid(primary) == pid
+        assert not {"yielded", "qemu-exited"} & {*stage.kinds(primary)}
+        assert not {"claimed", "promoted"} & {*stage.kinds(secondary)}
 
 
 def console(stage: Scene, name: str) -> str:

@@ -140,7 +140,7 @@ def epochs(stage: Scene, primary: str) -> int:
 
 @pytest.mark.parametrize("delay_ms", [0, 8, 20])
 def test_output_commit(tmp_path: Path, delay_ms: int) -> None:
-    """Over 200 epochs with a daemon that is late by so much at every message of QEMU."""
+    """Over 200 epochs or more with a daemon that is late by so much at every message of QEMU."""
     program = ["-m", "lab.slow", str(delay_ms)] if delay_ms else None
     qemu = watched_qemu(tmp_path)
     # The secondary's guest needs time to speak between two loads; a late daemon gives it that.
@@ -155,8 +155,14 @@ def test_output_commit(tmp_path: Path, delay_ms: int) -> None:
         sniffer = start_sniffer(
             topology.world, [*ports.values()], MAC, topology.directory / "frames"
         )
+        # A load shows only if the secondary's guest comes to speak before the next one.
         stage.cluster.wait(
-            f"{EPOCHS} epochs", lambda: epochs(stage, primary) >= first + EPOCHS, 200
+            f"{EPOCHS} epochs, and loads that show",
+            lambda: (
+                epochs(stage, primary) >= first + EPOCHS
+                and len([*loads(listener.heard[:])]) > EPOCHS / 10
+            ),
+            200,
         )
         stage.cluster.kill_qemu(primary)
         stage.wait_promoted(secondary)
@@ -174,8 +180,6 @@ def test_output_commit(tmp_path: Path, delay_ms: int) -> None:
     after = [beacon for interface, beacon in beacons if interface == ports[secondary]]
     assert not capture.dropped
     assert len(left) > EPOCHS, "the guest was hardly heard"
-    # A load shows only if the secondary's guest comes to speak before the next one.
-    assert len(list(loads(sunk))) > EPOCHS / 10, "the secondary hardly loaded anything"
     assert not too_early(left, sunk)
     assert after, "the survivor was not heard"
     assert not forgotten([frame.number for frame in [*left, *after]])
