@@ -57,7 +57,7 @@ def guard(
         why = ""
         if now - since >= after_s:
             why = f"nobody looked after this QEMU for {after_s:g} s"
-        elif now - _switched_at(held, now, held_since) >= unswitched_s:
+        elif _unswitched_s(held, held_since) >= unswitched_s:
             why = f"the buffers of this QEMU were not switched for {unswitched_s:g} s"
         if why:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
@@ -66,11 +66,12 @@ def guard(
     return False
 
 
-def _switched_at(held: Path, now: float, unless: float) -> float:
-    """Return when the buffers were last switched; `unless`, if no such time was noted."""
+def _unswitched_s(held: Path, unless: float) -> float:
+    """Return for how long no buffer was switched; since `unless`, if no such time was noted."""
     stamp = _stamp(held.with_name(SWITCHED))
+    now = time.monotonic()  # after the stamp: a switch in between is not one in the future
     at = stamp / 1e9 if stamp is not None else now + 1
-    return at if at <= now else unless
+    return now - (at if at <= now else unless)
 
 
 def _stamp(held: Path) -> int | None:

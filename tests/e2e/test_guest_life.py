@@ -2,11 +2,13 @@
 
 import signal
 import socket
+from dataclasses import replace
 
 import pytest
 
+from lab.strike import BOOT_S
 from lab.topology import GUEST_IP
-from tests.e2e.support import Scene, scene
+from tests.e2e.support import PATIENT, Scene, scene
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
@@ -41,7 +43,7 @@ def test_guest_switches_itself_off() -> None:
 
 
 def test_guest_boots_again() -> None:
-    with scene() as stage:
+    with scene(replace(PATIENT, period="200ms")) as stage:  # checkpoints slow the boot down
         primary, secondary = stage.wait_protected()
         pid = stage.qemu_pid(primary)
         stage.client.stop()
@@ -49,6 +51,7 @@ def test_guest_boots_again() -> None:
         stage.cluster.wait(
             "the guest to answer again",
             lambda: console(stage, primary).count("lab guest: ready") == 2,
+            BOOT_S,
         )
         # A generation may have passed: TCG may not stop when it was just reset (qemu.md, 2.9).
         assert stage.wait_protected() == (primary, secondary)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from coloha.qemu import guard as guarding
 from coloha.qemu.guard import GUARDED, SWITCHED, UNSWITCHED_S, guard, is_guarded, main
 from coloha.qemu.scripts import HOLD_US
 
@@ -105,6 +106,27 @@ def test_what_nobody_switches_is_killed_although_somebody_is_there(
 
 def test_what_is_switched_lives(qemu: "subprocess.Popen[bytes]", tmp_path: Path) -> None:
     pump = Pump(tmp_path, epochs=True)
+    watch = Watch(qemu, tmp_path / "held")
+    time.sleep(2 * LIMIT_S)
+    assert qemu.poll() is None
+    pump.over.set()
+    qemu.kill()
+    watch.join(10)
+    assert watch.killed is False
+
+
+def test_a_switch_while_the_guard_looks_is_not_of_the_future(
+    qemu: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pump = Pump(tmp_path, epochs=False)
+
+    def switch_and_look(path: Path) -> int | None:
+        if path.name == SWITCHED:
+            pump.switch()
+        return look(path)
+
+    look = guarding._stamp
+    monkeypatch.setattr(guarding, "_stamp", switch_and_look)
     watch = Watch(qemu, tmp_path / "held")
     time.sleep(2 * LIMIT_S)
     assert qemu.poll() is None
