@@ -25,8 +25,9 @@ T = TypeVar("T")
 CHECKOUT = Path(__file__).resolve().parent.parent
 """The folder that holds the packages `lab` and `coloha`."""
 
-PATIENCE_S = 10.0
-"""How long anything that the kernel does at once may take before the lab gives up on it."""
+PATIENCE_S = 60.0
+"""How long anything that the kernel usually does at once may take (it took 20 s to take a network
+namespace down) before the lab gives up on it."""
 
 _CLONE_FS = 0x200
 _NEW_NS, _NEW_UTS, _NEW_PID, _NEW_NET = 0x20000, 0x4000000, 0x20000000, 0x40000000

@@ -18,7 +18,7 @@ def switch(stage: Scene) -> PowerSwitch:
 
 def fenced(stage: Scene, primary: str, secondary: str) -> None:
     """The secondary had the primary's host switched off, and speaks since then only."""
-    stage.wait_promoted(secondary)
+    stage.cluster.wait("a promotion", lambda: "promoted" in stage.kinds(secondary))
     assert not stage.topology.hosts[primary].alive
     kinds = stage.kinds(secondary)
     assert kinds.index("fencing") < kinds.index("fenced") < kinds.index("promoted")

@@ -5,6 +5,7 @@ import contextlib
 import json
 import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,18 @@ async def talk(path: Path, said: Sequence[str | bytes]) -> list[Any]:
 
 @contextlib.asynccontextmanager
 async def connected(path: Path) -> AsyncIterator[socket.socket]:
-    await eventually(path.exists, f"{path} to appear")
+    """Connect to who makes the socket's file, and listens there a moment later."""
+    end = time.monotonic() + PATIENCE_S
     with socket.socket(socket.AF_UNIX) as connection:
         connection.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(connection, str(path))
+        while True:
+            try:
+                await asyncio.get_running_loop().sock_connect(connection, str(path))
+            except (FileNotFoundError, ConnectionRefusedError):
+                assert time.monotonic() < end, f"nobody listens at {path}"
+                await asyncio.sleep(0.01)
+            else:
+                break
         yield connection
 
 
