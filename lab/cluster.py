@@ -311,13 +311,15 @@ class Cluster:
         return next(host for host in self.topology.hosts if host != name)
 
     def report(self) -> str:
-        """Each node's state and last words, and the guests', for a test that failed."""
+        """Each node's state and last words, and those of all its guests in the order in which they
+        spoke last, for a test that failed.
+        """
         lines = []
         for name, host in self.topology.hosts.items():
             lines.append(f"--- {name}: {self.status(name)}")
-            logs = [self.log_file(name), *sorted(host.runtime.glob("*/*/console.log"))[-2:]]
-            for log in logs:
+            consoles = host.runtime.glob("*/*/console.log")
+            for log in (self.log_file(name), *sorted(consoles, key=lambda c: c.stat().st_mtime)):
                 lines.append(f"-- {log.parent.name}/{log.name}")
                 with contextlib.suppress(OSError):
-                    lines += log.read_text(errors="replace").splitlines()[-40:]
+                    lines += log.read_text(errors="replace").splitlines()[-200:]
         return "\n".join(lines)

@@ -166,6 +166,8 @@ def scene(
             yield Scene(topology, cluster, client, etcd, power)
         except BaseException:
             print(cluster.report())
+            for report in client.reports()[-1:]:
+                print("client:", replace(report, gap_list=report.gap_list[-20:]))
             raise
 
 
