@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qemu.qmp import ConnectError, QMPClient
+from qemu.qmp.error import ProtocolError
 from qemu.qmp.message import Message as RawMessage
 from qemu.qmp.protocol import Runstate
 from qemu.qmp.qmp_client import ExecInterruptedError
@@ -35,6 +36,7 @@ logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # every error reaches 
 CONNECT_POLL_S = 0.01
 CLOSE_S = 2.0
 SETTLE_ROUNDS = 5
+LEFTOVER_READ_BYTES = 64 * 1024
 
 
 class _Client(QMPClient):
@@ -70,11 +72,27 @@ class _Client(QMPClient):
             raise
 
     def unread(self) -> bool:
-        """Whether the socket holds bytes that nobody has read."""
-        if self.socket is None:
+        """Whether the socket holds bytes that the connection has yet to read."""
+        if self.socket is None or self.runstate is not Runstate.RUNNING:
             return False
         count = fcntl.ioctl(self.socket, termios.FIONREAD, b"\0" * 4)
         return int.from_bytes(count, sys.byteorder) > 0
+
+    def leftover(self) -> list[RawMessage]:
+        """Return what nobody will read any more: a write that failed ends the connection at once,
+        with all that QEMU said before.
+        """
+        if self.socket is None or self.runstate is Runstate.RUNNING:
+            return []
+        data = b""
+        with contextlib.suppress(OSError):  # all is read, or lost
+            while more := self.socket.recv(LEFTOVER_READ_BYTES):
+                data += more
+        messages = []
+        for line in data.splitlines():
+            with contextlib.suppress(ProtocolError):  # the end of one that was cut
+                messages.append(RawMessage(line, eager=True))
+        return messages
 
     def drop_socket(self) -> None:
         """Close our own handle of the socket."""
@@ -188,6 +206,8 @@ class Monitor:
             await asyncio.sleep(0)
         for _ in range(SETTLE_ROUNDS):  # from the transport to the reader, line by line
             await asyncio.sleep(0)
+        for raw in self._main.leftover():
+            self._receive(raw)
 
     def _receive(self, raw: RawMessage) -> None:
         now = self.heard_at = time.monotonic()

@@ -216,7 +216,13 @@ class Vm:
         log.info("QEMU %s: %s", self.run.id, status)
         self.dead.set()
         if self._monitor is not None:
-            self._closing = asyncio.get_running_loop().create_task(self._monitor.close())
+            self._closing = asyncio.get_running_loop().create_task(self._hang_up(self._monitor))
+
+    async def _hang_up(self, monitor: Monitor) -> None:
+        """Close the monitor, though not before it was heard out."""
+        if self._farewell is not None:
+            await asyncio.wait([self._farewell])
+        await monitor.close()
 
     async def _last_words(self) -> None:
         """Post `QemuExited`, once all that the process said before is taken in."""

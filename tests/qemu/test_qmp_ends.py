@@ -404,6 +404,25 @@ def test_draining_takes_in_what_was_written_before_the_end(
     run(main())
 
 
+@pytest.mark.parametrize("count", [1, 2, 200])
+def test_a_command_to_the_dead_does_not_cost_its_last_words(
+    run: Loop, folder: Path, count: int
+) -> None:
+    """The write that fails ends the connection, with all that nobody has read yet."""
+
+    async def main() -> None:
+        async with talking(folder) as talk:
+            for number in range(count):
+                talk.qemu.event("SHUTDOWN", number)
+            talk.qemu.main.close_client()
+            talk.qemu.oob.close_client()
+            assert await talk.failing("query-status") is Failure.LOST
+            await talk.monitor.drain(PATIENCE_S)
+            assert [event.data for event in talk.events] == list(range(count))
+
+    run(main())
+
+
 def test_draining_ends_though_qemu_talks_on(run: Loop, folder: Path) -> None:
     async def main() -> None:
         async with talking(folder) as talk:

@@ -25,7 +25,7 @@ from coloha.qemu.scripts import Command, ScriptError
 from coloha.qemu.versions import Traits
 from coloha.qemu.vm import STDERR_READ_BYTES, Vm
 from tests.qemu import fake_child
-from tests.qemu.children import bury, state_of
+from tests.qemu.children import bury, patiently, state_of
 from tests.qemu.loops import PATIENCE_S, Loop, eventually
 from tests.qemu.specs import PRIMARY, SECONDARY
 
@@ -157,6 +157,30 @@ def test_a_guests_shutdown_is_told_before_the_exit(run: Loop, folder: Path, atte
         async with node(folder) as one:
             shutdown = ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
             await one.die(events=[("STOP", None)] * attempt + [shutdown])
+            assert one.events == [GuestShutdown(), QemuExited(PRIMARY)]
+
+    run(main())
+
+
+@pytest.mark.parametrize("busy", [False, True])
+@pytest.mark.parametrize("attempt", range(3))
+def test_a_guests_shutdown_is_told_by_a_daemon_that_looks_late(
+    run: Loop, folder: Path, busy: bool, attempt: int
+) -> None:
+    """All is found at once, perhaps by a command that cannot be written any more."""
+
+    async def main() -> None:
+        async with node(folder) as one:
+            assert one.vm._monitor is not None
+            shutdown = ("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})
+            dying = asyncio.create_task(one.order("die", events=[shutdown]))
+            for _ in range(3 + attempt):  # until it is written
+                await asyncio.sleep(0)
+            patiently(lambda: state_of(one.vm.pid or 0) == "Z", "the death")
+            if busy:
+                await one.vm._monitor._main.issue(Command("query-status"))
+            await eventually(one.exits, "word of the death")
+            await asyncio.gather(dying, return_exceptions=True)
             assert one.events == [GuestShutdown(), QemuExited(PRIMARY)]
 
     run(main())
