@@ -298,7 +298,7 @@ class Context:
     @property
     def may_hand_over(self) -> bool:
         """Whether the other node can take over and would do so by itself."""
-        return self.peer_can_take_over and not self.paused
+        return self.peer_can_take_over and not self.paused and self.fence is None
 
     @property
     def peer_can_take_over(self) -> bool:

@@ -95,8 +95,8 @@ class PeerState:
     means to be back. `pauses` is `Durable.pauses`.
 
     Without a witness: `record` is the sender's copy of the record. `living`: it has a QEMU of this
-    pair. `claims`: its QEMU lives and it wants to go on alone; the receiver is to give up its copy
-    of `session`.
+    pair. `claims`: it goes on alone if it can. To a primary whose QEMU lives the receiver is to
+    give up its copy of `session`; a secondary is having the receiver's host switched off.
     """
 
     phase: Phase

@@ -341,9 +341,10 @@ def defend(c: Context) -> None:
         c.trouble = HUNG
         _kill_hung(c)
     elif isinstance(outcome, ScriptFailed) and c.peer_can_take_over:
-        # Paused: to go on alone with a QEMU that hangs would throw away the copy that does not.
-        c.trouble = f"{HUNG}, and failover is paused"
-        c.wait("an operator: coloha resume")
+        # To go on alone with a QEMU that hangs would throw away the copy that does not.
+        off = f"{c.s.peer}'s host is being switched off"
+        c.trouble = f"{HUNG}, and {'failover is paused' if c.paused else off}"
+        c.wait("an operator: coloha resume" if c.paused else "the end of that")
     elif outcome is None and not c.checked:
         c.wait("QEMU to answer")
         if c.script is None or c.script.script is not Script.CHECK:
@@ -367,6 +368,10 @@ def _hold(c: Context) -> None:
     patience = c.phase_since + c.detector.detection_s
     c.wake(patience)
     if c.s.fencing is Fencing.NONE or c.s.on_silence is not OnSilence.HOLD:
+        return
+    if c.heard is not None and c.heard.claims:
+        # It cannot give its copy up, and one host that is switched off is enough.
+        c.wait(f"{c.s.peer}, which is having this host switched off")
         return
     c.wait(f"{c.s.peer} to give its copy up, or its host to be switched off")
     if c.silent or c.now >= patience:

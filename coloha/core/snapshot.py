@@ -98,9 +98,13 @@ def take(c: Context) -> Snapshot:
 
 
 def _claims(c: Context) -> bool:
-    """Whether the secondary is to give its copy up: the primary's own is seen to live, or off."""
+    """Whether this node goes on alone if it can: as primary its QEMU is seen to live, or off."""
+    if c.s.witnessed:
+        return False
+    if c.phase is Phase.FOLLOW:
+        return c.fence is not None
     defends = c.phase is Phase.DEFEND and c.checked
-    return not c.s.witnessed and c.guarded and not c.silent and (defends or c.phase is Phase.OFF)
+    return c.guarded and not c.silent and (defends or c.phase is Phase.OFF)
 
 
 def wire(c: Context) -> PeerState:

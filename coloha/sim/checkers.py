@@ -162,6 +162,11 @@ class Judge:
         if qemu is None or qemu.run.session != session or qemu not in self._heirs:
             return
         others = self._heirs - {qemu}
+        doomed = [heir for heir in others if self._world.fencer.doomed(heir.node)]
+        if doomed and self._usable({qemu}) and not self._usable(others - set(doomed)):
+            raise Violation(
+                "lost-vm", f"{node.name} gives its copy up, and has the other one's host fenced"
+            )
         recently = self._world.now - CLAIM_S
         if self._usable(others) or any(heir.off or heir.died_at > recently for heir in others):
             self._heirs = others

@@ -25,15 +25,23 @@ class Fencer:
         self.doubts: list[float] = []
         """Shares of attempts that are not answered: done, not done, or done late."""
         self.slowness: list[float] = []
+        self._asked: set[tuple[Daemon, int]] = set()
+        """Attempts that have not ended, with who asked."""
+
+    def doomed(self, node: "Node") -> bool:
+        """Return whether the daemon of the other node waits for this host to be switched off."""
+        return any(daemon.node is node.other and daemon.alive for daemon, _ in self._asked)
 
     def ask(self, daemon: "Daemon", action: Fence) -> None:
         """Do it, some time later."""
         world = self._world
+        self._asked.add((daemon, action.number))
         slow_s = max(self.slowness, default=0.0) * world.random.random()
         world.at(world.latency(0.1) + slow_s, self._do, daemon, action)
 
     def _do(self, daemon: "Daemon", action: Fence) -> None:
         world, node = self._world, daemon.node
+        self._asked.discard((daemon, action.number))
         if not node.powered and world.random.random() < 0.5:
             return  # it had not got as far as asking the device
         fate = world.random.random()

@@ -70,6 +70,16 @@ def test_one_of_many_makes_the_first_record(tmp_path: Path) -> None:
         answers.close()
 
 
+async def swapped(witness: FileWitness, old: Record, new: Record) -> bool:
+    """Ask until there is an answer: whoever holds the lock may stand still for long."""
+    while True:
+        try:
+            return await witness.swap("vm", old, new, "alpha") == new
+        except WitnessError as error:
+            if error.unknown or "locked by the other node" not in str(error):
+                raise
+
+
 def take_turns(number: int, answers: Connection, directory: Path) -> None:
     """Protect and end generation after generation; answer with the sessions won."""
     sessions = itertools.count(1 + (number << 20))
@@ -89,14 +99,13 @@ def take_turns(number: int, answers: Connection, directory: Path) -> None:
                 return won
             if not record.protected:
                 new = record.protect("beta", next(sessions))
-                if await witness.swap("vm", record, new, "alpha") == new:
+                if await swapped(witness, record, new):
                     assert new.session is not None
                     won.append((new.generation, new.session))
                     mine.add(new.session)
             elif record.session in mine:
                 # Whoever won is alone now: nobody else may have changed the record.
-                ended = record.take_over("alpha")
-                assert await witness.swap("vm", record, ended, "alpha") == ended
+                assert await swapped(witness, record, record.take_over("alpha"))
             else:
                 await asyncio.sleep(0)
 

@@ -331,6 +331,15 @@ SWITCHES = [
     ),
     Switch(
         "fencing",
+        "a copy is given up while the other host is being switched off",
+        (Change("coloha.core.secondary:_conceded", "if c.fence is not None:", "if False:"),),
+        ("lost-vm",),
+        400,
+        ("host-freeze", "fence-slow"),
+        arbiter="hold-fence",
+    ),
+    Switch(
+        "fencing",
         "fencing is required, and a failed one borne",
         (Change("coloha.core.secondary:_may_speak", "c.s.fencing is Fencing.OPTIONAL and", ""),),
         ("not-dead",),
