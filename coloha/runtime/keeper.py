@@ -93,6 +93,7 @@ class Keeper:
         self._script: asyncio.Task[None] | None = None
         self._offers: dict[int, Offer] = {}
         self._channels: dict[int, socket.socket] = {}
+        self._inviting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     # The process
@@ -146,7 +147,13 @@ class Keeper:
 
     def _make(self, run: Run) -> Vm:
         files = Files(command_line.directory_of(self._directory, run))
-        return Vm(run, files, command_line.netdevs(self._config.vm), self._traits, self._post)
+        return Vm(run, files, command_line.netdevs(self._config.vm), self._traits, self._said)
+
+    def _said(self, event: Event) -> None:
+        """Pass on what QEMU says, or what its death does."""
+        if isinstance(event, QemuExited):
+            self._hang_up()
+        self._post(event)
 
     def launch(self, run: Run) -> None:
         """Start QEMU. Posts `Launched` or `LaunchFailed`."""
@@ -302,7 +309,7 @@ class Keeper:
         """Ask the other node for a secondary. Posts `ChannelReady` or `ChannelFailed`."""
         for old in list(self._channels):
             self.drop(old, "superseded")
-        self._beside(self._invite(session, generation, timeout_s))
+        self._inviting = self._beside(self._invite(session, generation, timeout_s))
 
     async def _invite(self, session: int, generation: int, timeout_s: float) -> None:
         if self.vm is None or self.vm.version is None:
@@ -325,6 +332,13 @@ class Keeper:
         tune(connection, self._config.checkpoint.stall_timeout)
         self._channels[session] = connection
         self._post(ChannelReady(session))
+
+    def _hang_up(self) -> None:
+        """End the channels that QEMU did not live to take: a secondary would wait for its copy."""
+        if self._inviting is not None:
+            self._inviting.cancel()
+        for session in list(self._channels):
+            self.drop(session, "QEMU died")
 
     # Channels, as the invited side
 

@@ -115,17 +115,24 @@ class Daemon:
             self.monitor.catch_up()
         if self._ended is not None:
             ended, self._ended = self._ended, None
-            self.post(ended)
+            self._bury(ended)
         self.pump()
 
     def lost(self, qemu: Qemu, why: str) -> None:
         """A QEMU that this daemon watches has died: what it said is taken in first."""
         if self.monitor is None or self.monitor.qemu is not qemu:
             return
+        ended = QemuExited(qemu.run, why)
         if self.node.stuck:
-            self._ended = QemuExited(qemu.run, why)
+            self._ended = ended
         else:
-            self.post(QemuExited(qemu.run, why))
+            self._bury(ended)
+
+    def _bury(self, ended: QemuExited) -> None:
+        """Tell of a death; channels that QEMU did not live to take end with it."""
+        for session in list(self._channels):
+            self._close(session, ended.complaint)
+        self.post(ended)
 
     # The pump
 
@@ -347,7 +354,7 @@ class Daemon:
         self.world.at(self.world.latency(0.005), self._connect, action)
 
     def _connect(self, action: Invite) -> None:
-        if not self.alive:
+        if not self.alive or self.monitor is None or not self.monitor.qemu.alive:
             return
         world, peer, session = self.world, self.node.other.daemon, action.session
         if not world.network.open() or peer is None or self.node.other.stuck:

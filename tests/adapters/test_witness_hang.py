@@ -115,7 +115,7 @@ def test_a_swap_that_hangs_may_be_made_late_and_reads_then_see_it(
                     assert not later.unknown
             await folder.answer(SOLO)
             await eventually(lambda: not folder.record.is_fifo(), "the late swap")
-            assert await witness.read("vm") == PROTECTED
+            assert await answered(witness, "vm") == PROTECTED
             # What failed at once was never done.
             assert await witness.read("other") is None
             solo = PROTECTED.take_over("alpha")

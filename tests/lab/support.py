@@ -22,8 +22,11 @@ def udp(namespace: Namespace, address: str = "") -> socket.socket:
     return namespace.inside(open_socket, ("net",))
 
 
-def reaches(source: Namespace, target: Namespace, address: str, tries: int = 5) -> bool:
-    """Whether one of `tries` datagrams, 0.1 s apart, arrives from `source` at `address`."""
+def reaches(source: Namespace, target: Namespace, address: str, tries: int = 50) -> bool:
+    """Whether one of `tries` datagrams, 0.1 s apart, arrives from `source` at `address`.
+
+    A neighbour that has not answered is asked again after a second.
+    """
     with udp(source) as sender, udp(target, address) as receiver:
         receiver.settimeout(0.1)
         for _ in range(tries):

@@ -178,6 +178,29 @@ def test_letting_go_hangs_up(run: Runner, tmp_path: Path) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("admitted", [False, True])
+def test_a_channel_ends_with_the_qemu_that_did_not_take_it(
+    run: Runner, tmp_path: Path, admitted: bool
+) -> None:
+    """Else the secondary would wait for its first copy, and its node for the secondary."""
+
+    async def main() -> None:
+        async with both(tmp_path) as (alpha, beta):
+            alpha.keeper.invite(7, 3, PATIENCE_S)
+            await beta.told(Invited)
+            duplicate = beta.keeper._offers[7].connection.dup()
+            if admitted:
+                beta.keeper.admit(7)
+                await alpha.told(ChannelReady)
+            assert alpha.keeper.vm is not None
+            alpha.keeper.vm._say(QemuExited(PRIMARY))
+            assert (await alpha.told(QemuExited)).run == PRIMARY
+            assert await Raw(duplicate).ended()
+            duplicate.close()
+
+    run(main())
+
+
 def test_an_outcome_that_will_never_come_is_a_failure(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
