@@ -131,11 +131,14 @@ def _may_claim(c: Context) -> bool:
 def _conceded(c: Context) -> bool:
     """Give this copy up for good if the primary lives and wants to go on alone (R7).
 
-    Not while its host is being switched off: that cannot be called back, and may leave this copy
-    as the only one.
+    Not from a heartbeat that waited while this node stood still: the primary's copy may have died
+    since. Nor while its host is being switched off: that cannot be called back, and may leave this
+    copy as the only one.
     """
     peer = c.heard
     if c.s.witnessed or peer is None or not peer.claims or peer.session != c.session:
+        return False
+    if c.now >= c.pulse.lease_until():  # what the primary had heard of this node is old, too
         return False
     if c.fence is not None:
         c.wait(f"{c.s.peer}'s host to be switched off, or not")

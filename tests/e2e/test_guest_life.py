@@ -31,7 +31,8 @@ def test_guest_switches_itself_off() -> None:
         order(stage, "poweroff")
         cluster = stage.cluster
         cluster.wait("off", lambda: cluster.phases() == {primary: "off", secondary: "standby"})
-        assert cluster.qemu(primary) is cluster.qemu(secondary) is None
+        cluster.wait("the end of QEMU", lambda: cluster.qemu(primary) is None)
+        assert cluster.qemu(secondary) is None
         assert "yielded" not in stage.kinds(primary)
         assert "claimed" not in stage.kinds(secondary)
         # It stays off over a restart of the daemon, until somebody says otherwise.

@@ -316,6 +316,15 @@ SWITCHES = [
         arbiter="hold",
     ),
     Switch(
+        "R7",
+        "a copy is given up for what the primary said long ago",
+        (Change("coloha.core.secondary:_conceded", "c.now >= c.pulse.lease_until()", "False"),),
+        ("lost-vm",),
+        2500,
+        ("daemon-freeze", "qemu-crash", "reset"),
+        arbiter="hold",
+    ),
+    Switch(
         "fencing",
         "a fencing of unknown outcome is taken for confirmed",
         (
