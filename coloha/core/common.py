@@ -78,7 +78,7 @@ def _begin_unwitnessed(c: Context) -> None:
         c.wait(f"{c.s.peer} to be heard: only then is it known that the VM runs nowhere")
 
 
-def _yield_lost(c: Context) -> bool:
+def yield_lost(c: Context) -> bool:
     """If the record names this node and a secondary, our copy is gone: yield and return True."""
     assert c.record is not None
     if c.record.session is None:
@@ -92,7 +92,7 @@ def _yield_lost(c: Context) -> bool:
 def _without_qemu(c: Context) -> None:
     assert c.record is not None
     if c.record.primary == c.s.me:
-        if not _yield_lost(c):
+        if not yield_lost(c):
             c.go(Phase.OFF if c.durable.off else Phase.BOOT)
         return
     if c.record.secondary == c.s.me and c.record.session is not None:
@@ -180,7 +180,7 @@ def standby(c: Context) -> None:
     """Wait to be invited; watch for the record to name this node."""
     record, peer = c.record, c.heard
     if record is not None and record.primary == c.s.me:
-        if not _yield_lost(c):
+        if not yield_lost(c):
             c.go(Phase.BOOT)
         return
     if peer is not None and peer.generation > (record.generation if record else 0):

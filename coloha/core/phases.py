@@ -57,7 +57,7 @@ TRANSITIONS: dict[Phase, frozenset[Phase]] = {
     _P.INIT: frozenset({_P.ADOPT, _P.STANDBY, _P.BOOT, _P.YIELDED, _P.KILL, _P.OFF, _P.HALTED}),
     _P.ADOPT: frozenset({_P.LEAVE, _P.PROTECTED, _P.FOLLOW, _P.CLAIM, _P.DEFEND, _P.KILL, _P.INIT}),
     _P.STANDBY: frozenset({_P.PREPARE, _P.BOOT, _P.YIELDED}),
-    _P.BOOT: frozenset({_P.SOLO, _P.KILL, _P.STANDBY, _P.OFF}),
+    _P.BOOT: frozenset({_P.SOLO, _P.KILL, _P.STANDBY, _P.YIELDED, _P.OFF}),
     _P.SOLO: frozenset({_P.INVITE, _P.ADOPT, _P.BOOT, _P.KILL, _P.OFF}),
     _P.INVITE: frozenset({_P.SYNC, _P.SOLO, _P.BOOT, _P.KILL, _P.OFF}),
     _P.SYNC: frozenset({_P.ARM, _P.LEAVE, _P.BOOT, _P.KILL, _P.OFF}),

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from coloha.core.actions import Invite, Script, Severity
-from coloha.core.common import forced, insist, launch
+from coloha.core.common import forced, insist, launch, yield_lost
 from coloha.core.context import Context, Fencing, OnSilence
 from coloha.core.events import Committed, Failure, Kept, Role, ScriptDone, ScriptFailed
 from coloha.core.ownership import entitled, move_record, own
@@ -22,6 +22,8 @@ def boot(c: Context) -> None:
     """Start the VM's QEMU, once nobody else can have a say."""
     if c.record is not None and c.record.primary == c.s.peer:
         c.go(Phase.STANDBY)
+    elif c.run is None and yield_lost(c):
+        pass  # an earlier life's swap was made after all: the other node has the only copy
     elif not own(c):
         pass
     elif c.run is not None and c.alive:

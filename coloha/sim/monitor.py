@@ -48,8 +48,10 @@ class Monitor:
         self._left_colo = False
         self.giving: Stream | None = None
         """What the getfd under way hands over."""
-        self._token = 0
-        """Changes with each script: replies to commands of earlier ones are not for this one."""
+        self._token = next(world.tokens)
+        """Changes with each script: replies to commands of earlier ones, or to an earlier daemon,
+        are not for this one.
+        """
         self._script: RunScript | None = None
         self._steps: Steps | None = None
         self._began = self._epoch_at = 0.0
@@ -95,7 +97,7 @@ class Monitor:
             self._steps.close()
         self._steps = self._script = self._until = None
         self._expected = 0
-        self._token += 1
+        self._token = next(self.world.tokens)
         self._serial += 1
 
     def _connect(self, script: RunScript, deadline: float) -> None:

@@ -1,5 +1,6 @@
 """Everything of one history, and its clock: two nodes, the witness, the network, the faults."""
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -46,6 +47,8 @@ class World(Scheduler):
         self.lines: list[Line] | None = [] if log else None
         self.tells: Counter[str] = Counter()
         """Occurrences, by kind."""
+        self.tokens = itertools.count(1)
+        """Tell QMP connections and scripts apart."""
         self.judge = Judge(self)
         self.witness = Witness(self)
         self.fencer = Fencer(self)
