@@ -50,7 +50,8 @@ def test_primary_qemu_is_killed(stage: Scene) -> None:
     stage.answers_go_on()
     assert stage.wait_protected() == (secondary, primary)
     assert stage.generation() == before + 1
-    assert "yielded" in stage.kinds(primary)
+    # From the other node, the monitor or the kernel: what it hears first is open.
+    assert {"qemu-exited", "hung"} & {*stage.kinds(primary)}
 
 
 def test_secondary_qemu_is_killed(stage: Scene) -> None:
