@@ -17,6 +17,7 @@ import yaml
 from coloha.adapters.control import ControlClient
 from coloha.errors import ControlError
 from lab.assets import Assets
+from lab.disks import make_image
 from lab.manager import Manager
 from lab.namespace import CHECKOUT, LabError, Process
 from lab.topology import GUEST_IP, Host, Topology
@@ -52,11 +53,13 @@ class Cluster:
         guest_words: str = "",
         qemu: Path | None = None,
         vm: dict[str, Any] | None = None,
+        disks: int = 0,
         witness: dict[str, Any] | None = None,
         fencing: str = "none",
         agent: Callable[[str], dict[str, Any]] | None = None,
     ) -> None:
-        """`guest_words` go to the guest's kernel command line, `vm` over the pair file's `vm`.
+        """`guest_words` go to the guest's kernel command line, `vm` over the pair file's `vm`. The
+        guest logs its answers on `disks`; the first host's have a file system, the other's nothing.
 
         `witness` is the pair file's, instead of the hosts' folder. `fencing` is the pair file's as
         well, and `agent` gives the section of the agent that switches a node's host off.
@@ -71,8 +74,10 @@ class Cluster:
         self._witness = witness
         self._fencing, self._agent = fencing, agent
         key = secrets.token_hex(32)
+        vm = {**_with_disks(topology, assets, disks), **(vm or {})}
+        guest_words = f"{guest_words} logs={disks}" if disks else guest_words
         for host in topology.hosts.values():
-            self._configure(host, assets, key, guest_words, qemu or assets.qemu, vm or {})
+            self._configure(host, assets, key, guest_words, qemu or assets.qemu, vm)
 
     def _configure(
         self,
@@ -99,6 +104,7 @@ class Cluster:
             "metrics": "127.0.0.1:9770",
             "runtime_directory": str(host.runtime),
             "state_directory": str(host.state),
+            "overlay_directory": str(host.runtime),
             "event_loop": self.timing.event_loop,
         }
         if self._agent is not None:
@@ -323,3 +329,17 @@ class Cluster:
                 with contextlib.suppress(OSError):
                     lines += log.read_text(errors="replace").splitlines()[-200:]
         return "\n".join(lines)
+
+
+def disk_image(host: Host, number: int) -> Path:
+    """Return a host's image of one of the guest's disks."""
+    return host.directory / f"disk{number}.img"
+
+
+def _with_disks(topology: Topology, assets: Assets, count: int) -> dict[str, Any]:
+    """Make the images; return what the pair files say of them."""
+    for index, host in enumerate(topology.hosts.values()):
+        for number in range(count):
+            make_image(disk_image(host, number), formatted=index == 0)
+    disks = [{"image": f"../disk{number}.img", "format": "raw"} for number in range(count)]
+    return {"qemu_img": str(assets.qemu_img), "disks": disks} if count else {}

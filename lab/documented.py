@@ -9,7 +9,7 @@ import subprocess
 
 from coloha.core.commit import Message
 from coloha.qemu.qmp import Monitor
-from coloha.qemu.scripts import Command
+from coloha.qemu.steps import Command
 from lab.assets import Assets
 from lab.cluster import MAC
 from lab.namespace import LabError

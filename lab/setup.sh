@@ -42,6 +42,7 @@ missing_packages() {
   has nft || echo nftables
   has unshare || echo util-linux
   has openssl || echo openssl
+  has mke2fs || echo e2fsprogs
 }
 
 install_packages() {
@@ -109,12 +110,14 @@ find_etcd() {
 }
 
 make_guest() {
-  if ! [ -s "$cache/kernel/vmlinuz" ]; then
+  wanted=$(digest "$here/guest/fetch.sh" "$here/guest/modules.py")
+  if ! [ -s "$cache/kernel/vmlinuz" ] || [ "$(cat "$cache/kernel/stamp" 2> /dev/null)" != "$wanted" ]; then
     say "fetching the guest's kernel (35 MB)"
     logged "$here/guest/fetch.sh" "$cache/kernel" \
       || fail "fetching the guest's kernel" "Correct what is said above, then run again."
+    echo "$wanted" > "$cache/kernel/stamp"
   fi
-  wanted=$(digest "$here"/guest/*.[ch] "$here/guest/build.sh" "$cache/kernel/vmlinuz")
+  wanted=$(digest "$here"/guest/*.[ch] "$here/guest/build.sh" "$cache/kernel/vmlinuz" "$cache/kernel/modules/order")
   if [ -e "$cache/guest/stamp" ] && [ "$(cat "$cache/guest/stamp")" = "$wanted" ]; then
     return 0
   fi

@@ -45,7 +45,9 @@ _MAC_BYTES = 32
 class Request:
     """What the inviting node wants: a secondary for `pair`, in `session`, of `generation`.
 
-    `fingerprint` is of its pair file: both must agree. `qemu` is the version of its QEMU.
+    `fingerprint` is of its pair file: both must agree. `qemu` is the version of its QEMU, `sizes`
+    are those of its replicated disks, bytes. With a `disk`, the number of one, the connection is
+    not for the migration but for the image of the secondary that waits already.
     """
 
     pair: str
@@ -53,6 +55,8 @@ class Request:
     generation: int
     fingerprint: str
     qemu: tuple[int, int, int]
+    sizes: tuple[int, ...] = ()
+    disk: str = ""
 
 
 def tune(connection: socket.socket, timeout_s: float) -> None:
@@ -206,7 +210,8 @@ async def invite(
                     "nonce": seal.inviting.hex(),
                     "from": me,
                     "to": peer,
-                    "request": asdict(request),
+                    # What is not needed is left out: an older release does not know it.
+                    "request": {k: v for k, v in asdict(request).items() if v not in ((), "")},
                 }
                 await _send(connection, seal.close(b"inviting", content))
             frame = await _receive(connection)
@@ -258,7 +263,8 @@ class _Seal:
 def _request(content: Mapping[str, Any]) -> Request:
     """Return the request in what came over the wire, where tuples are lists."""
     major, minor, micro = content["qemu"]
-    return Request(**{**content, "qemu": (major, minor, micro)})
+    sizes = tuple(map(int, content.get("sizes", ())))
+    return Request(**{**content, "qemu": (major, minor, micro), "sizes": sizes})
 
 
 def _content(body: bytes) -> dict[str, Any]:

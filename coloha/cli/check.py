@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from coloha.adapters.witness import WitnessError
 from coloha.cli import exits
 from coloha.config import Config, PairConfig
 from coloha.errors import FenceError, LaunchError, StartError
-from coloha.qemu import command_line, versions
+from coloha.qemu import command_line, images, versions
 from coloha.qemu.probe import probe
 from coloha.qemu.process import ChildLauncher
 from coloha.runtime.keeper import SECONDARY_MEMORY_FACTOR, available_memory_bytes
@@ -94,6 +95,7 @@ def _findings(loaded: Config, pair: PairConfig) -> Iterator[Finding]:
     yield from _qemu(pair)
     yield _memory(loaded, pair)
     yield from _interfaces(pair)
+    yield from _disks(loaded, pair)
     yield _addresses(loaded, pair)
     yield asyncio.run(_witness(pair))
 
@@ -145,6 +147,19 @@ def _interfaces(pair: PairConfig) -> Iterator[Finding]:
         kind = "tap" if nic.tap else "bridge"
         advice = "" if good else f": {kind} {name} does not exist on this host, make it first"
         yield good, f"NIC {index} on {kind} {name}{advice}"
+
+
+def _disks(loaded: Config, pair: PairConfig) -> Iterator[Finding]:
+    for index, disk in enumerate(pair.vm.disks):
+        try:
+            size = asyncio.run(images.size(pair.vm.qemu_img, disk))
+        except LaunchError as error:
+            yield False, f"disk {index}: {error}"
+            continue
+        yield True, f"disk {index}: {disk.image}, {disk.format}, {size >> 20} MiB, {disk.access}"
+    folder = loaded.host.overlay_directory
+    if command_line.replicated(pair.vm) and folder.exists() and not os.access(folder, os.W_OK):
+        yield False, f"overlay_directory {folder} cannot be written to: correct its mode"
 
 
 def _addresses(loaded: Config, pair: PairConfig) -> Finding:

@@ -87,11 +87,24 @@ def _pair(pair: dict[str, Any], colours: bool) -> Iterator[str]:
     if pair["loaded"] is not None:
         yield f"  checkpoints   {pair['loaded']} loaded"
     yield f"  heartbeat     {pair['peer']} {_heard(pair['heartbeat_age_s'])}"
+    if pair["disks"] is not None:
+        yield f"  disks         {_copying(pair['disks'])}"
+    if pair["disks_torn"] is not None:
+        yield f"  disks         not whole on this node: {pair['disks_torn']}"
     if pair["witness_error"]:
         yield f"  witness       UNREACHABLE: {pair['witness_error']}"
     qemu = pair["qemu"]
     if qemu["pid"] is not None:
         yield f"  qemu          pid {qemu['pid']}, run {qemu['run']}"
+
+
+def _copying(disks: dict[str, Any]) -> str:
+    copied, total = disks["copied_bytes"], disks["total_bytes"]
+    share = f"{copied / total:.0%}" if total else "-"
+    rate = f"{disks['bytes_per_s'] / 2**20:.1f} MiB/s"
+    return (
+        f"{share} of {total / 2**20:.0f} MiB copied, {rate}, {_time(disks['left_s'])} left at least"
+    )
 
 
 def _waiting(pair: dict[str, Any]) -> str:

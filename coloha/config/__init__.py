@@ -3,6 +3,7 @@
 `load` is the way in. Durations are floats in seconds, sizes ints in bytes, paths absolute.
 """
 
+from coloha.config.disk import Disk
 from coloha.config.fencing import FenceAgent
 from coloha.config.load import Config, load
 from coloha.config.model import (
@@ -35,6 +36,7 @@ __all__ = [
     "Bytes",
     "Checkpoint",
     "Config",
+    "Disk",
     "EtcdWitness",
     "FenceAgent",
     "FileWitness",

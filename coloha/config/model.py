@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from coloha.config.disk import Disk
 from coloha.config.fencing import FenceAgent
 from coloha.config.section import Section, missing
 from coloha.config.units import (
@@ -98,6 +99,12 @@ class HostConfig(Section):
         default=Path("/var/lib/coloha"),
         description="Folder for what must survive a reboot. It must be on a local disk: coloha"
         " waits for its writes before it acts.",
+    )
+    overlay_directory: ResolvedPath = Field(
+        default=Path("/run/coloha"),
+        description="Folder for what a secondary's disks hold between two checkpoints. Each"
+        " checkpoint empties it, so put it in memory (tmpfs) or on a fast disk; it needs room for"
+        " what a guest writes in one epoch.",
     )
     pairs_directory: ResolvedPath = Field(
         default=Path("pairs.d"),
@@ -250,6 +257,14 @@ class Vm(Section):
     nics: Annotated[tuple[Nic, ...], Field(max_length=8)] = Field(
         default=(), description="Network interfaces of the guest, in the order of their slots."
     )
+    disks: Annotated[tuple[Disk, ...], Field(max_length=8)] = Field(
+        default=(), description="Disks of the guest, in the order of their slots."
+    )
+    qemu_img: Program = Field(
+        default="qemu-img",
+        description="qemu-img to run, for the disks: a name looked up in PATH, or a path, where a"
+        " relative one with a slash starts at this file's folder.",
+    )
     extra_arguments: Annotated[tuple[ExtraArgument, ...], AfterValidator(disks_are_read_only)] = (
         Field(
             default=(),
@@ -361,8 +376,14 @@ class Recovery(Section):
 
     sync_timeout: Annotated[Seconds, seconds_between("1s", "24h")] = Field(
         default=as_written("10m"),
-        description="How long the first full copy of the guest's memory may take. Raise it for"
-        " large guests on slow networks; the guest runs unprotected meanwhile.",
+        description="How long the first full copy of the guest's memory may take, and how long"
+        " that of its disks may make no progress. Raise it for large guests on slow networks; the"
+        " guest runs unprotected meanwhile.",
+    )
+    sync_rate: Annotated[Bytes, bytes_between("64KiB", "1TiB")] | None = Field(
+        default=None,
+        description="Bytes per second at which each disk is copied to a new secondary. Without it,"
+        " as fast as can be. Limit it if the guest's own work suffers from that.",
     )
     retry_max: Annotated[Seconds, seconds_between("1s", "1h")] = Field(
         default=as_written("60s"),
@@ -448,8 +469,9 @@ class PairConfig(Section):
         """Return a SHA-256 in hex over everything that both nodes must agree on.
 
         What each host may have its own way is left out: paths of QEMU and boot files (but not
-        which of them there are), names of bridges and taps, how this host reaches the witness,
-        recovery, and what takes effect on reload, since two hosts never reload at once.
+        which of them there are) and of disk images, names of bridges and taps, how this host
+        reaches the witness, recovery, and what takes effect on reload, since two hosts never reload
+        at once.
         """
         shared = self.model_dump(
             mode="json", exclude={"witness": True, "recovery": True, "checkpoint": {"period"}}
@@ -457,7 +479,11 @@ class PairConfig(Section):
         shared["witness"] = self.witness.agreed
         if self.fencing == "none":
             del shared["fencing"]  # as nodes of a release say that does not know it
-        del shared["vm"]["qemu"]
+        del shared["vm"]["qemu"], shared["vm"]["qemu_img"]
+        for disk in shared["vm"]["disks"]:
+            del disk["image"]
+        if not shared["vm"]["disks"]:
+            del shared["vm"]["disks"]  # as nodes of a release say that does not know it
         for name in ("kernel", "initrd", "firmware"):
             shared["vm"][name] = shared["vm"][name] is not None
         for nic in shared["vm"]["nics"]:

@@ -8,8 +8,10 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeAlias
 
+from coloha.config.disk import Disk
 from coloha.config.model import (
     LONGEST_SOCKET_PATH,
     HostConfig,
@@ -165,6 +167,28 @@ def _unique_taps(pairs: list[ValidPair]) -> Iterator[Problem]:
     return _unique(pairs, "tap")
 
 
+def _unique_images(pairs: list[ValidPair]) -> Iterator[Problem]:
+    """Nobody else may use a disk that a guest writes to."""
+    writers: dict[Path, str] = {}
+    for pair, index, disk in _disks(pairs):
+        if disk.access == "replicated":
+            writers.setdefault(disk.image, f"vm.disks[{index}] of {pair.source.file.name}")
+    for pair, index, disk in _disks(pairs):
+        here = f"vm.disks[{index}] of {pair.source.file.name}"
+        writer = writers.get(disk.image, here)
+        if writer != here:
+            path = ("vm", "disks", index, "image")
+            yield pair.problem(
+                path, f"{disk.image} is written to by {writer}: give each disk an image of its own"
+            )
+
+
+def _disks(pairs: list[ValidPair]) -> Iterator[tuple[ValidPair, int, Disk]]:
+    for pair in pairs:
+        for index, disk in enumerate(pair.config.vm.disks):
+            yield pair, index, disk
+
+
 def _own_node(host: HostConfig, pair: ValidPair) -> Iterator[Problem]:
     if host.node not in pair.config.nodes:
         yield pair.problem(
@@ -276,4 +300,5 @@ _RULES: tuple[Callable[[list[ValidPair]], Iterator[Problem]], ...] = (
     _room_in_heartbeat,
     _unique_macs,
     _unique_taps,
+    _unique_images,
 )

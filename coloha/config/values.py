@@ -129,8 +129,9 @@ def disks_are_read_only(arguments: tuple[str, ...]) -> tuple[str, ...]:
             name in ("drive", "blockdev") and re.search(_READ_ONLY, value) is None
         ):
             raise ValueError(
-                f"{option} {value}".rstrip() + " can be written to, and writes are not yet carried"
-                " to the secondary: give it as -drive or -blockdev with readonly=on or read-only=on"
+                f"{option} {value}".rstrip()
+                + " can be written to, and these writes would not reach the"
+                " secondary: list it in vm.disks instead, or add readonly=on or read-only=on"
             )
     return arguments
 
@@ -170,6 +171,13 @@ def _regular(path: Path) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{shown(str(path))} is not a regular file: name one")
     return status
+
+
+def _disk_image(path: Path, info: ValidationInfo) -> Path:
+    path = _resolved(path, info)
+    if info.context and not path.is_block_device():
+        _regular(path)
+    return path
 
 
 def _existing(path: Path, info: ValidationInfo) -> Path:
@@ -358,6 +366,9 @@ AbsolutePath = Annotated[Path, AfterValidator(_absolute), Kind("absolute path")]
 
 ExistingFile = Annotated[Path, AfterValidator(_existing), Kind("file")]
 """A regular file on this host, an absolute path after validation."""
+
+DiskImage = Annotated[Path, AfterValidator(_disk_image), Kind("file or block device")]
+"""A regular file or a block device on this host, an absolute path after validation."""
 
 KeyFile = Annotated[Path, AfterValidator(_key_file), Kind("file")]
 """A file that `read_key` accepts."""

@@ -11,6 +11,7 @@ from coloha.core.events import (
     ChannelReady,
     ColoExited,
     CopyBad,
+    DiskFailed,
     Event,
     FailoverRequested,
     Fenced,
@@ -201,6 +202,7 @@ def _forget_run(c: Context) -> None:
     c.outcome = None
     c.colo_exited = False
     c.copy_bad = None
+    c.disk_failed = None
     c.releasable = False
 
 
@@ -236,6 +238,21 @@ def _copy_bad(c: Context, event: CopyBad) -> None:
     if c.session is not None and not c.owned:
         c.give_up(c.session)
     c.tell("copy-bad", f"the secondary's state is unusable: {event.reason}", Severity.ERROR)
+
+
+def _disk_failed(c: Context, event: DiskFailed) -> None:
+    """A secondary's guest has seen an error that the primary's has not: it is no copy any more.
+
+    A primary's guest has not seen it if the other image took the write.
+    """
+    if c.run is None or c.disk_failed is not None:
+        return
+    if c.phase in (Phase.LOAD, Phase.FOLLOW, Phase.CLAIM):
+        if not c.owned:
+            _copy_bad(c, CopyBad(event.reason))
+        return
+    c.disk_failed = event
+    c.tell("disk-failed", event.reason, Severity.ERROR)
 
 
 def _invited(c: Context, event: Invited) -> None:
@@ -298,6 +315,7 @@ _ABSORBERS: dict[type, Callable[[Context, Any], None]] = {
     ColoExited: _colo_exited,
     GuestShutdown: _guest_shutdown,
     CopyBad: _copy_bad,
+    DiskFailed: _disk_failed,
     Invited: _invited,
     ChannelReady: _channel_ready,
     ChannelFailed: _channel_failed,

@@ -288,6 +288,7 @@ def launch(c: Context, role: Role, session: int | None) -> None:
     c.guest_shutdown = False
     c.colo_exited = False
     c.copy_bad = None
+    c.disk_failed = None
     c.actions.append(Launch(c.run))
 
 

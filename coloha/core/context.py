@@ -22,6 +22,7 @@ from coloha.core.actions import (
 )
 from coloha.core.detector import Detector, Pulse
 from coloha.core.events import (
+    DiskFailed,
     Durable,
     FailoverRequested,
     Invited,
@@ -161,6 +162,8 @@ class Context:
     guest_shutdown: bool = False
     colo_exited: bool = False
     copy_bad: str | None = None
+    disk_failed: DiskFailed | None = None
+    """The first write that a disk missed since the session began."""
 
     script: RunScript | None = None
     outcome: tuple[Script, ScriptDone | ScriptFailed] | None = None

@@ -237,6 +237,15 @@ class CopyBad:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskFailed:
+    """A disk of this node's guest missed a write, on this node or the other one."""
+
+    reason: str
+    behind: bool
+    """This node's image lacks what the other one has, and the guest believes in it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Invited:
     """The primary asks this node to prepare a secondary.
 
@@ -343,6 +352,7 @@ Event = (
     | ColoExited
     | GuestShutdown
     | CopyBad
+    | DiskFailed
     | Invited
     | ChannelReady
     | ChannelFailed

@@ -22,7 +22,7 @@ class Phase(StrEnum):
     INVITE = "invite"
     """Solo, and the other node is preparing a secondary."""
     SYNC = "sync"
-    """Solo, and the VM's memory is being copied to the secondary."""
+    """Solo, and the VM's disks and memory are being copied to the secondary."""
     ARM = "arm"
     """Output is held; the first epochs run; the record is about to say protected."""
     PROTECTED = "protected"

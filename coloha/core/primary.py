@@ -97,6 +97,7 @@ def solo(c: Context) -> None:
         c.trouble = None
         c.channel = None
         c.colo_exited = False
+        c.disk_failed = None
         assert c.record is not None
         c.actions.append(Invite(c.session, c.record.generation))
         c.go(Phase.INVITE)
@@ -151,7 +152,7 @@ def invite(c: Context) -> None:
 
 
 def sync(c: Context) -> None:
-    """Wait until the VM's memory is copied and COLO runs. The output stays open meanwhile."""
+    """Wait until the VM's disks and memory are copied and COLO runs. The output stays open."""
     if _gone(c):
         return
     outcome = c.finished(Script.ENTER_COLO)
@@ -177,6 +178,8 @@ def sync(c: Context) -> None:
 
 def _partner_lost(c: Context) -> str | None:
     """Say why the secondary of this session is no longer one, or None."""
+    if c.disk_failed is not None:
+        return c.disk_failed.reason
     if c.colo_exited:
         return "COLO ended"
     if c.peer_gave_up:
@@ -269,8 +272,8 @@ def arm(c: Context) -> None:
         c.protect_backoff.reset()
         c.tell("protected", f"{c.s.peer} follows and may take over")
         c.go(Phase.PROTECTED)
-    elif broken == HUNG and asked and c.may_hand_over:
-        _kill_hung(c)
+    elif broken is not None and _hopeless(c, broken) and asked and c.may_hand_over:
+        _hand_over(c, broken)
     elif broken is not None:
         _not_now(c, broken)
         c.go(Phase.LEAVE if c.owned else Phase.DEFEND)
@@ -284,8 +287,16 @@ def arm(c: Context) -> None:
         _ask_for_protection(c)
 
 
-def _kill_hung(c: Context) -> None:
-    c.tell("hung", f"{HUNG}: it is killed, {c.s.peer} may take over", Severity.ERROR)
+def _hopeless(c: Context, broken: str) -> bool:
+    """Whether the other node's copy is better than this one: QEMU hangs, or its disk misses what
+    the guest believes to be there.
+    """
+    return broken == HUNG or (c.disk_failed is not None and c.disk_failed.behind)
+
+
+def _hand_over(c: Context, why: str) -> None:
+    kind = "hung" if why == HUNG else "handed-over"
+    c.tell(kind, f"{why}: QEMU is killed, {c.s.peer} may take over", Severity.ERROR)
     c.go(Phase.KILL)
 
 
@@ -318,8 +329,8 @@ def protected(c: Context) -> None:
         c.wait("the next epoch")
         return
     c.trouble = broken
-    if broken == HUNG and c.may_hand_over:
-        _kill_hung(c)
+    if _hopeless(c, broken) and c.may_hand_over:
+        _hand_over(c, broken)
     else:
         c.tell("unprotected", broken, Severity.WARNING)
         c.go(Phase.DEFEND)
@@ -341,7 +352,7 @@ def defend(c: Context) -> None:
         c.go(Phase.KILL)
     elif isinstance(outcome, ScriptFailed) and c.may_hand_over:
         c.trouble = HUNG
-        _kill_hung(c)
+        _hand_over(c, HUNG)
     elif isinstance(outcome, ScriptFailed) and c.peer_can_take_over:
         # To go on alone with a QEMU that hangs would throw away the copy that does not.
         off = f"{c.s.peer}'s host is being switched off"
@@ -391,6 +402,7 @@ def _recovered(c: Context) -> bool:
         and c.trouble == _silence(c)
         and c.asking is None
         and not c.colo_exited
+        and c.disk_failed is None
         and c.peer_can_take_over
         and c.now < c.pulse.lease_until()
     )

@@ -3,7 +3,7 @@
 from coloha.core.actions import Admit, DropChannel, Script, Severity
 from coloha.core.common import forced, insist, refuse
 from coloha.core.context import Context, Fencing, OnSilence
-from coloha.core.events import ScriptDone, ScriptFailed
+from coloha.core.events import Failure, ScriptDone, ScriptFailed
 from coloha.core.ownership import entitled, own
 from coloha.core.phases import Phase
 
@@ -65,12 +65,22 @@ def load(c: Context) -> None:
         c.trouble = None
         c.tell("following", f"this node holds a copy of the VM on {c.s.peer}")
         c.go(Phase.FOLLOW)
+    elif _still_copied(c, outcome):
+        c.start(Script.AWAIT_COLO, c.s.sync_timeout_s)
     elif outcome is not None or c.colo_exited or c.copy_bad is not None or _superseded(c):
         if isinstance(outcome, ScriptFailed):
             c.trouble = outcome.reason
         c.go(Phase.KILL)
     else:
         c.wait("the first copy of the VM")
+
+
+def _still_copied(c: Context, outcome: ScriptDone | ScriptFailed | None) -> bool:
+    """Whether the wait was too short only because the primary's disks are large."""
+    late = isinstance(outcome, ScriptFailed) and outcome.failure is Failure.STALLED
+    peer = c.heard
+    copies = peer is not None and peer.phase is Phase.SYNC and peer.session == c.session
+    return late and copies and not c.colo_exited and c.copy_bad is None
 
 
 def _guards(c: Context) -> bool:

@@ -14,6 +14,7 @@ from coloha.core.events import (
     ChannelFailed,
     ColoExited,
     CopyBad,
+    DiskFailed,
     FailoverRequested,
     Failure,
     Fenced,
@@ -158,7 +159,7 @@ class _Teller:
                 gone = event.failure in (Failure.LOST, Failure.SILENT)
                 self._tell_news(step.at, self._failure, explains=gone)
         elif text := self._said(step, event):
-            if isinstance(event, QemuExited | CopyBad):
+            if isinstance(event, QemuExited | CopyBad | DiskFailed):
                 self._tell_news(step.at, text, explains=step.before.phase is not _P.KILL)
             else:
                 self._tell(step.at, text)
@@ -182,6 +183,8 @@ class _Teller:
                 return "the guest shut itself down"
             case CopyBad(reason):
                 return f"the copy on {me} is unusable: {reason}"
+            case DiskFailed(reason):
+                return f"on {me}, {reason}"
             case Invited(problem=problem) if problem:
                 return f"{me} cannot follow {peer}: {problem}"
             case ChannelFailed(reason=reason):
@@ -350,7 +353,7 @@ class _Teller:
     def _cause(self, step: Step) -> str:
         """Return why protection ended in this step."""
         me, name, peer, event = self._s.me, self._s.peer, self._peer, step.event
-        if isinstance(event, QemuExited | ColoExited | CopyBad | GuestShutdown):
+        if isinstance(event, QemuExited | ColoExited | CopyBad | DiskFailed | GuestShutdown):
             return self._said(step, event) or f"{me}'s QEMU died"
         if isinstance(event, ScriptFailed):
             return self._failure

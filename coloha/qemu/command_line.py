@@ -1,12 +1,16 @@
 """The command line of a pair's QEMU."""
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from coloha.config.disk import Disk
 from coloha.config.model import Nic, Vm
 from coloha.core.events import Role, Run
+from coloha.qemu import disks as nodes
 from coloha.qemu.guard import SWITCHED
 from coloha.qemu.scripts import sink_id
 
@@ -34,6 +38,11 @@ class Files:
     def stderr(self) -> Path:
         """What QEMU complained about."""
         return self.directory / "stderr.log"
+
+    @property
+    def exports(self) -> Path:
+        """Socket where a secondary's images are written to."""
+        return self.directory / "nbd.sock"
 
     @property
     def held(self) -> Path:
@@ -98,11 +107,21 @@ def tap_name(pair: str, index: int, nic: Nic) -> str:
     return f"co{hashlib.sha256(pair.encode()).hexdigest()[:8]}n{index}"
 
 
-def build(pair: str, vm: Vm, run: Run, files: Files) -> list[str]:
-    """Return the command line that starts `run`.
+def replicated(vm: Vm) -> tuple[str, ...]:
+    """Return the numbers of a VM's replicated disks, by which scripts know them."""
+    return tuple(str(index) for index, disk in enumerate(vm.disks) if disk.access == "replicated")
 
-    Primary and secondary differ in two things only: the secondary waits for the migration, and
-    its output goes to a sink until it is promoted (4.6).
+
+def overlay(folder: Path, pair: str, run: Run, node: str) -> Path:
+    """Return the file of a secondary's overlay; `node` is its name in `coloha.qemu.disks`."""
+    return folder / f"{pair}-{run.id}-{node}.qcow2"
+
+
+def build(pair: str, vm: Vm, run: Run, files: Files, overlays: Path = Path()) -> list[str]:
+    """Return the command line that starts `run`; a secondary's overlays are in folder `overlays`.
+
+    Primary and secondary differ in three things only: the secondary waits for the migration, and
+    until it is promoted its output goes to a sink (4.6) and its writes to overlays.
     """
     machine = f"{vm.machine},accel={vm.accelerator}"
     argv = [
@@ -122,6 +141,8 @@ def build(pair: str, vm: Vm, run: Run, files: Files) -> list[str]:
     ]
     for index, nic in enumerate(vm.nics):
         argv += _nic(f"net{index}", tap_name(pair, index, nic), nic)
+    for index, disk in enumerate(vm.disks):
+        argv += _disk(str(index), disk, pair, run, overlays)
     if run.role is Role.SECONDARY:
         for netdev in netdevs(vm):
             argv += _sink(netdev)
@@ -139,6 +160,48 @@ def _nic(netdev: str, tap: str, nic: Nic) -> list[str]:
     # An option ROM differs between QEMU builds and is no use without network boot.
     device = f"{nic.model},netdev={netdev},mac={nic.mac},romfile="
     return ["-netdev", backend, "-device", device]
+
+
+def _disk(number: str, disk: Disk, pair: str, run: Run, overlays: Path) -> list[str]:
+    """Return the arguments for a disk's block nodes (see `coloha.qemu.disks`) and its device.
+
+    Errors go to the guest: one that stopped it would make QEMU abort at the next checkpoint (3.6).
+    """
+    image = _node(disk.format, nodes.image(number), disk.image)
+    if disk.access == "read-only":
+        return [*_blockdev({**image, "read-only": True}), *_drive(number, nodes.image(number))]
+    argv, child = _blockdev(image), nodes.image(number)
+    if run.role is Role.SECONDARY:
+        child = nodes.copy(number)
+        argv += _blockdev(_replication(number, pair, run, overlays))
+    quorum = {"driver": "quorum", "node-name": nodes.top(number), "children": [child]}
+    argv += _blockdev({**quorum, "read-pattern": "fifo", "vote-threshold": 1})
+    return argv + _drive(number, nodes.top(number))
+
+
+def _replication(number: str, pair: str, run: Run, overlays: Path) -> dict[str, object]:
+    """Return the node that keeps apart what the secondary writes, and what the primary replaces."""
+    active, hidden = (
+        _node("qcow2", node, overlay(overlays, pair, run, node))
+        for node in (nodes.active(number), nodes.hidden(number))
+    )
+    chain = {**active, "backing": {**hidden, "backing": nodes.image(number)}}
+    names = {"node-name": nodes.copy(number), "top-id": nodes.top(number)}
+    return {"driver": "replication", "mode": "secondary", **names, "file": chain}
+
+
+def _node(driver: str, name: str, path: Path) -> dict[str, object]:
+    kind = "host_device" if path.is_block_device() else "file"
+    return {"driver": driver, "node-name": name, "file": {"driver": kind, "filename": str(path)}}
+
+
+def _blockdev(node: Mapping[str, object]) -> list[str]:
+    return ["-blockdev", json.dumps(node)]
+
+
+def _drive(number: str, node: str) -> list[str]:
+    device = f"virtio-blk-pci,drive={node},id=vd{number},werror=report,rerror=report"
+    return ["-device", device]
 
 
 def _sink(netdev: str) -> list[str]:

@@ -1,24 +1,26 @@
 """Runs scripts on a QEMU: the shell around `scripts.py`."""
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from coloha.core.actions import Script
 from coloha.core.events import Failure
 from coloha.qemu.qmp import Monitor
-from coloha.qemu.scripts import (
+from coloha.qemu.scripts import Plan, cut, write
+from coloha.qemu.steps import (
     ANSWER_S,
     Call,
     Give,
     Look,
     Op,
     Pause,
-    Plan,
+    Progress,
+    Report,
     ScriptError,
     Tape,
     Until,
-    write,
 )
 
 
@@ -27,13 +29,15 @@ async def conduct(
     plan: Plan,
     timeout_s: float,
     monitor: Monitor,
-    channel: socket.socket | None,
+    connections: Mapping[str, socket.socket],
     look: Callable[[], bool],
+    report: Callable[[Progress], None],
 ) -> object:
     """Run a script to its end and return its result.
 
-    :param channel: the session's connection, for scripts that give it to QEMU.
+    :param connections: the session's, by name, for scripts that give them to QEMU.
     :param look: does what `Look` says.
+    :param report: does what `Report` says.
     :raises ScriptError: if it does not succeed.
     """
     tape = monitor.begin()
@@ -45,7 +49,7 @@ async def conduct(
             op = steps.throw(failure) if failure is not None else steps.send(outcome)
             failure = None
             try:
-                outcome = await _perform(op, tape, monitor, channel, look)
+                outcome = await _perform(op, tape, monitor, connections, look, report)
             except ScriptError as error:
                 failure = error
     except StopIteration as end:
@@ -55,12 +59,27 @@ async def conduct(
         monitor.end(tape)
 
 
+async def cut_off(monitor: Monitor) -> None:
+    """Cut the migration's connection, beside the script that may be under way: out of band.
+
+    :raises ScriptError: if that does not succeed.
+    """
+    steps, outcome = cut(), None
+    with contextlib.closing(steps), contextlib.suppress(StopIteration):
+        while True:
+            op = steps.send(outcome)
+            assert isinstance(op, Call)
+            assert all(command.oob for command in op.commands)
+            outcome = await monitor.call(op.commands, op.timeout_s)
+
+
 async def _perform(
     op: Op,
     tape: Tape,
     monitor: Monitor,
-    channel: socket.socket | None,
+    connections: Mapping[str, socket.socket],
     look: Callable[[], bool],
+    report: Callable[[Progress], None],
 ) -> object:
     match op:
         case Call(commands, timeout_s):
@@ -72,8 +91,12 @@ async def _perform(
             return None
         case Look():
             return look()
+        case Report(progress):
+            report(progress)
+            return None
         case Give(fdname):
-            if channel is None or channel.fileno() < 0:
+            connection = connections.get(fdname)
+            if connection is None or connection.fileno() < 0:
                 raise ScriptError(Failure.BROKEN, "the channel is closed")
-            await monitor.give(fdname, channel.fileno(), ANSWER_S)
+            await monitor.give(fdname, connection.fileno(), ANSWER_S)
             return None

@@ -144,8 +144,9 @@ def _dying(pid: int) -> bool:
 class Launcher(Protocol):
     """How QEMU processes come to be and are found again."""
 
-    def start(self, argv: Sequence[str], stderr: Path) -> Process:
-        """Start a process; what it writes to stdout and stderr is appended to `stderr`.
+    def start(self, argv: Sequence[str], stderr: Path, descriptor: int | None = None) -> Process:
+        """Start a process; what it writes to stdout and stderr is appended to `stderr`. It gets
+        `descriptor` as its descriptor 3.
 
         :raises LaunchError: if it cannot be started.
         """
@@ -159,7 +160,7 @@ class Launcher(Protocol):
 class ChildLauncher:
     """Starts QEMU as a child in a session of its own: it lives on when the daemon dies."""
 
-    def start(self, argv: Sequence[str], stderr: Path) -> Process:
+    def start(self, argv: Sequence[str], stderr: Path, descriptor: int | None = None) -> Process:
         """See `Launcher.start`."""
         environment = {k: v for k, v in os.environ.items() if k not in _NOT_FOR_CHILDREN}
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -172,6 +173,7 @@ class ChildLauncher:
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                     (os.POSIX_SPAWN_OPEN, 1, str(stderr), flags, 0o600),
                     (os.POSIX_SPAWN_DUP2, 1, 2),
+                    *([] if descriptor is None else [(os.POSIX_SPAWN_DUP2, descriptor, 3)]),
                 ],
                 setsid=True,
                 setsigdef=[signal.SIGPIPE],

@@ -29,7 +29,7 @@ from qemu.qmp.qmp_client import ExecInterruptedError
 from coloha.core.commit import Message
 from coloha.core.events import Failure
 from coloha.errors import QmpError
-from coloha.qemu.scripts import MAX_TAPE, Command, ScriptError, Tape
+from coloha.qemu.steps import MAX_TAPE, Command, ScriptError, Tape
 
 logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # every error reaches us as an exception
 

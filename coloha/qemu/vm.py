@@ -5,7 +5,8 @@ import contextlib
 import logging
 import re
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 
 from coloha.core.actions import Script
 from coloha.core.commit import Message
@@ -20,12 +21,13 @@ from coloha.core.events import (
     Run,
 )
 from coloha.errors import LaunchError, QmpError
-from coloha.qemu import versions
+from coloha.qemu import disks, versions
 from coloha.qemu.command_line import Files
-from coloha.qemu.conductor import conduct
+from coloha.qemu.conductor import conduct, cut_off
 from coloha.qemu.process import Process
 from coloha.qemu.qmp import Monitor
-from coloha.qemu.scripts import Command, Plan, ScriptError
+from coloha.qemu.scripts import Plan
+from coloha.qemu.steps import Command, Progress, ScriptError
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +61,10 @@ class Vm:
         netdevs: tuple[str, ...],
         traits: versions.Traits,
         post: Callable[[Event], None],
+        replicated: tuple[str, ...] = (),
+        sync_rate: int | None = None,
     ) -> None:
+        """See `Plan` for `netdevs`, `replicated` (its disks) and `sync_rate`."""
         self.run = run
         self.files = files
         self.loaded = 0
@@ -70,7 +75,16 @@ class Vm:
         """Of QEMU, once it has answered."""
         self.quiet = False
         """Post nothing more."""
+        self.progress: Progress | None = None
+        """How far the copy of the disks has come, while there is one."""
+        self.copying_since = 0.0
+        """When that copy began, monotonic seconds."""
         self._left_colo = False
+        self._lost_write: str | None = None
+        """The write of this session that the other node's disk missed."""
+        self._cutting: asyncio.Task[None] | None = None
+        self._replicated = replicated
+        self._sync_rate = sync_rate
         self._netdevs = netdevs
         self._traits = traits
         self._post = post
@@ -127,7 +141,13 @@ class Vm:
         if self._process is not None:
             self._process.watch_threads()
         self.version = version
-        self._plan = Plan(self._netdevs, versions.needs_return_path(version))
+        self._plan = Plan(
+            self._netdevs,
+            versions.needs_return_path(version),
+            self._replicated,
+            str(self.files.exports),
+            self._sync_rate,
+        )
 
     async def _greet(self, monitor: Monitor, deadline_s: float) -> versions.Version:
         try:
@@ -142,18 +162,48 @@ class Vm:
         return not self.dead.is_set()
 
     async def perform(
-        self, script: Script, timeout_s: float, channel: socket.socket | None
+        self,
+        script: Script,
+        timeout_s: float,
+        channel: socket.socket | None,
+        images: Mapping[str, socket.socket] | None = None,
     ) -> object:
-        """Run a script.
+        """Run a script. `images` are connections to the other node's images, by their nodes' names.
 
         :raises ScriptError: if it does not succeed.
         """
         assert self._monitor is not None
         assert self._plan is not None
-        result = await conduct(script, self._plan, timeout_s, self._monitor, channel, self._look)
+        if script is Script.ENTER_COLO:
+            self._lost_write = None
+        elif script is Script.EPOCH and self._lost_write is not None:
+            raise ScriptError(Failure.BROKEN, self._lost_write)
+        connections = {**({} if channel is None else {"colo": channel}), **(images or {})}
+        try:
+            result = await conduct(
+                script, self._plan, timeout_s, self._monitor, connections, self._look, self._report
+            )
+        finally:
+            self.progress = None
         if script is Script.ADOPT:
             self._check_copy()  # it may have broken before anyone listened
         return result
+
+    def _report(self, progress: Progress) -> None:
+        if self.progress is None:
+            self.copying_since = time.monotonic()
+        self.progress = progress
+
+    def cut(self) -> None:
+        """Cut the migration's connection: a checkpoint that has not arrived never will."""
+        if self._monitor is not None and (self._cutting is None or self._cutting.done()):
+            self._cutting = asyncio.get_running_loop().create_task(self._cut(self._monitor))
+
+    async def _cut(self, monitor: Monitor) -> None:
+        try:
+            await cut_off(monitor)
+        except ScriptError as error:
+            log.error("QEMU %s: the migration was not cut off: %s", self.run.id, error)
 
     def _look(self) -> bool:
         """See `scripts.Look`."""
@@ -205,8 +255,20 @@ class Vm:
                     self._say(GuestShutdown())
             case "RESUME":
                 self.loaded += 1
+            case "QUORUM_REPORT_BAD" | "QUORUM_FAILURE":
+                self._disk_failed(message)
             case _:
                 pass
+
+    def _disk_failed(self, message: Message) -> None:
+        """A disk missed a write, on this node or on the other one (3.4)."""
+        failed = disks.failure(message, self._replicated)
+        if failed is None:
+            return
+        if not failed.behind and self._lost_write is None:
+            self._lost_write = failed.reason
+            self.cut()
+        self._say(failed)
 
     def _ended(self) -> None:
         """The process will not run again, though it may take long to be gone."""

@@ -11,7 +11,7 @@ from coloha.errors import LaunchError
 from coloha.qemu.command_line import Files
 from coloha.qemu.guard import is_guarded
 from coloha.qemu.process import Launcher, Process
-from coloha.qemu.scripts import ScriptError
+from coloha.qemu.steps import ScriptError
 
 log = logging.getLogger(__name__)
 

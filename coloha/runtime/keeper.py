@@ -38,9 +38,10 @@ from coloha.errors import (
 from coloha.qemu import command_line, versions
 from coloha.qemu.command_line import Files
 from coloha.qemu.process import ChildLauncher, Launcher, Process
-from coloha.qemu.scripts import ScriptError
+from coloha.qemu.steps import ScriptError
 from coloha.qemu.vm import Vm
 from coloha.runtime.guards import Guard
+from coloha.runtime.storage import Storage
 from coloha.runtime.watchman import Watchman
 
 log = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class Keeper:
         self._launcher = launcher or ChildLauncher()
         self._directory = host.runtime_directory / config.name
         self._traits = versions.Traits(config.vm.machine, config.vm.accelerator)
+        self.storage = Storage(config, host, key, peer, self._launcher)
         self.vm: Vm | None = None
         self._guard: Guard | None = None
         self._epoch_at = 0.0
@@ -134,6 +136,12 @@ class Keeper:
         if self._guard is not None and self.vm is not None and self.vm.pid is not None:
             self._guard.tend(now)
 
+    @property
+    def disk_bytes_left(self) -> int:
+        """What is yet to be copied of the disks, if they are being copied."""
+        progress = self.vm.progress if self.vm is not None else None
+        return progress.total - progress.copied if progress is not None else 0
+
     async def _trim(self) -> None:
         """Keep the guest's console within bounds. QEMU appends to it, so it can be emptied."""
         while True:
@@ -146,8 +154,15 @@ class Keeper:
                     os.truncate(console, 0)
 
     def _make(self, run: Run) -> Vm:
-        files = Files(command_line.directory_of(self._directory, run))
-        return Vm(run, files, command_line.netdevs(self._config.vm), self._traits, self._said)
+        return Vm(
+            run,
+            Files(command_line.directory_of(self._directory, run)),
+            command_line.netdevs(self._config.vm),
+            self._traits,
+            self._said,
+            self.storage.disks,
+            self._config.recovery.sync_rate,
+        )
 
     def _said(self, event: Event) -> None:
         """Pass on what QEMU says, or what its death does."""
@@ -166,7 +181,10 @@ class Keeper:
             await network.prepare(self._config.name, self._config.vm)
             vm = self.vm = self._make(run)
             self._make_room(vm.files)
-            argv = command_line.build(self._config.name, self._config.vm, run, vm.files)
+            await self.storage.prepare(run, self._wanted_sizes(run))
+            argv = command_line.build(
+                self._config.name, self._config.vm, run, vm.files, self._host.overlay_directory
+            )
             self._hold(vm, self._launcher.start(argv, vm.files.stderr))
             await vm.connect()
         except (LaunchError, OSError) as error:
@@ -177,6 +195,10 @@ class Keeper:
             self._post(Launched(run))
         finally:
             self._launching = None
+
+    def _wanted_sizes(self, run: Run) -> tuple[int, ...]:
+        offer = self._offers.get(run.session) if run.session is not None else None
+        return offer.request.sizes if offer is not None else ()
 
     async def _last_one_dead(self) -> None:
         """Wait until the QEMU before has let go of its taps."""
@@ -242,7 +264,8 @@ class Keeper:
             if action.script is Script.ARM:
                 await self._prepare_to_hold()
             began = time.monotonic()
-            result = await vm.perform(action.script, action.timeout_s, channel)
+            async with self.storage.around(action, vm, self._request) as images:
+                result = await vm.perform(action.script, action.timeout_s, channel, images)
             self._see_guarded(action.script, result, began)
         except ScriptError as error:
             self._post(ScriptFailed(action.number, error.failure, error.reason))
@@ -314,10 +337,9 @@ class Keeper:
     async def _invite(self, session: int, generation: int, timeout_s: float) -> None:
         if self.vm is None or self.vm.version is None:
             return  # its death is on the way to the machine
-        fingerprint = self._config.fingerprint()
-        request = Request(self._config.name, session, generation, fingerprint, self.vm.version)
         address = self._config.nodes[self._peer].channel
         try:
+            request = await self._request(self.vm, session, generation)
             connection = await invite(
                 (address.host, address.port),
                 self._key,
@@ -326,12 +348,22 @@ class Keeper:
                 request,
                 timeout_s,
             )
-        except (ChannelError, AuthenticationError) as error:
+        except (ChannelError, AuthenticationError, LaunchError) as error:
             self._post(ChannelFailed(session, str(error)))
             return
         tune(connection, self._config.checkpoint.stall_timeout)
         self._channels[session] = connection
         self._post(ChannelReady(session))
+
+    async def _request(self, vm: Vm, session: int, generation: int = 0) -> Request:
+        """Return what is asked of the other node.
+
+        :raises LaunchError: if an image here cannot be read.
+        """
+        assert vm.version is not None
+        fingerprint, sizes = self._config.fingerprint(), await self.storage.sizes()
+        name = self._config.name
+        return Request(name, session, generation, fingerprint, vm.version, sizes)
 
     def _hang_up(self) -> None:
         """End the channels that QEMU did not live to take: a secondary would wait for its copy."""
@@ -343,13 +375,27 @@ class Keeper:
     # Channels, as the invited side
 
     def offered(self, offer: Offer) -> None:
-        """Take an invitation. Posts `Invited`."""
+        """Take an invitation. Posts `Invited`, unless it is for a disk."""
+        if offer.request.disk:
+            self._beside(self._join(offer))
+            return
         tune(offer.connection, self._config.checkpoint.stall_timeout)
         while len(self._offers) >= MAX_OFFERS:
             self.drop(next(iter(self._offers)), "too many invitations")
         request = offer.request
         self._offers[request.session] = offer
         self._post(Invited(request.session, request.generation, self._problem(request)))
+
+    async def _join(self, offer: Offer) -> None:
+        """Join a connection with a disk of the secondary that is here for it."""
+        vm = self.vm
+        try:
+            if vm is None or vm.pid is None or vm.run.session != offer.request.session:
+                await offer.refuse("the secondary of this session is gone")
+            else:
+                await self.storage.join(offer, vm.files, vm.cut)
+        except (ChannelError, LaunchError) as error:
+            log.warning("%s: a disk's connection: %s", self._config.name, error)
 
     def _problem(self, request: Request) -> str | None:
         """Say why this node cannot run the secondary, as far as can be seen without trying."""
@@ -405,6 +451,7 @@ class Keeper:
             connection = offer.connection if offer else self._channels.pop(session, None)
             if connection is not None:
                 connection.close()
+        self.storage.let_go()
         if self.vm is not None:
             vm, self.vm = self.vm, None
             if self._guard is not None:

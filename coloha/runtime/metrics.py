@@ -28,6 +28,8 @@ class PairGauges:
     committed: int
     witness_reachable: bool
     paused: bool = False
+    disk_bytes_left: int = 0
+    """Of the copy of the disks that is under way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +190,17 @@ def _of_pairs(pairs: list[PairGauges]) -> Iterator[Metric]:
     paused = GaugeMetricFamily(
         "coloha_pair_paused", "Whether an operator has paused failover.", labels=["pair"]
     )
+    left = GaugeMetricFamily(
+        "coloha_pair_disk_bytes_left",
+        "Bytes of the disks that are yet to be copied to a new secondary.",
+        labels=["pair"],
+    )
     for pair in pairs:
+        left.add_metric([pair.pair], pair.disk_bytes_left)
         phase.add_metric([pair.pair, pair.phase], 1)
         protected.add_metric([pair.pair], pair.protected)
         generation.add_metric([pair.pair], pair.generation)
         committed.add_metric([pair.pair], pair.committed)
         reachable.add_metric([pair.pair], pair.witness_reachable)
         paused.add_metric([pair.pair], pair.paused)
-    yield from (phase, protected, generation, committed, reachable, paused)
+    yield from (phase, protected, generation, committed, reachable, paused, left)

@@ -206,6 +206,9 @@ class PairRuntime:
         """
         snapshot = self._see_pumping()
         plan = failover_plan(snapshot, time.monotonic(), forced=forced, vouched=vouched)
+        torn = self.keeper.storage.torn
+        if forced and snapshot.phase is not Phase.FOLLOW and torn is not None:
+            raise OrderError(f"the disks here are not whole ({torn}): nothing can boot from them")
         if planned is not None:
             if planned != snapshot.generation:
                 raise OrderError(f"the generation is {snapshot.generation} by now: look again")
@@ -243,6 +246,7 @@ class PairRuntime:
             committed=snapshot.committed,
             witness_reachable=snapshot.witness_error is None,
             paused=snapshot.paused,
+            disk_bytes_left=self.keeper.disk_bytes_left,
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from coloha.qemu.vm import Vm
 from coloha.runtime.pair import PairRuntime
 
 
@@ -39,7 +40,24 @@ def as_dict(pair: PairRuntime, now: float) -> dict[str, Any]:
             "pid": vm.pid if vm is not None else None,
             "answered_age_s": _age(vm.answered_at, now) if vm is not None else None,
         },
+        "disks": _disks(vm, now),
+        "disks_torn": pair.keeper.storage.torn,
         "inbox_dropped": pair.dropped,
+    }
+
+
+def _disks(vm: Vm | None, now: float) -> dict[str, Any] | None:
+    """Return how far the copy of the disks has come: bytes, bytes per second, seconds left."""
+    progress = vm.progress if vm is not None else None
+    if vm is None or progress is None:
+        return None
+    rate = progress.copied / max(now - vm.copying_since, 1e-3)
+    left_s = (progress.total - progress.copied) / rate if rate > 0 else None
+    return {
+        "copied_bytes": progress.copied,
+        "total_bytes": progress.total,
+        "bytes_per_s": round(rate),
+        "left_s": None if left_s is None else round(left_s, 1),
     }
 
 

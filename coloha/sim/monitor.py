@@ -14,13 +14,16 @@ from coloha.core.events import (
     ScriptFailed,
 )
 from coloha.qemu import scripts
-from coloha.qemu.scripts import (
+from coloha.qemu.scripts import Plan
+from coloha.qemu.steps import (
+    ANSWER_S,
     Call,
     Command,
     Give,
     Look,
+    Op,
     Pause,
-    Plan,
+    Report,
     ScriptError,
     Steps,
     Tape,
@@ -153,7 +156,7 @@ class Monitor:
         self._steps = self._script = None
         self.daemon.post(ScriptFailed(script.number, error.failure, error.reason))
 
-    def _perform(self, op: scripts.Op) -> None:
+    def _perform(self, op: Op) -> None:
         serial = self._serial
         match op:
             case Call(commands, timeout_s):
@@ -169,13 +172,15 @@ class Monitor:
                 self.world.at(seconds, self._paused, serial)
             case Look():
                 self._look()
+            case Report():
+                self._go_on(None)
             case Give(fdname):
                 if self._channel is None:
                     broken = ScriptError(Failure.BROKEN, "the channel is closed")
                     self._go_on(None, broken)
                     return
                 self.giving = self._channel
-                self._write((Command("getfd", {"fdname": fdname}),), scripts.ANSWER_S)
+                self._write((Command("getfd", {"fdname": fdname}),), ANSWER_S)
 
     def _look(self) -> None:
         if self._copy_bad():

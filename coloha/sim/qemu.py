@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from coloha.core.commit import Message
 from coloha.core.events import ColoMode, Role, Run
-from coloha.qemu.scripts import DEADMAN_MS, HOLD_US, Command
+from coloha.qemu.scripts import DEADMAN_MS, HOLD_US
+from coloha.qemu.steps import Command
 
 if TYPE_CHECKING:
     from coloha.sim.colo import Stream
@@ -321,7 +322,7 @@ class Qemu:
 
     def _yank(self, _: Any) -> object:
         if self.stream is None or self.stream.broken:
-            raise RefusedError("Unable to find yank instance 'migration'")
+            raise RefusedError("Instance not found")
         self.stream.shut_down(self)
         return {}
 

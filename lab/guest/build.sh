@@ -9,7 +9,7 @@ work=$(mktemp -d "$target.new.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM HUP
 
-mkdir -p "$work/new" "$work/root/proc"
+mkdir -p "$work/new" "$work/root/proc" "$work/root/dev" "$work/root/disk0" "$work/root/disk1"
 cp -r "$parts/modules" "$work/root/modules"
 gcc -Wall -Wextra -O2 -static -pthread -s -o "$work/root/init" "$here/init.c" "$here/service.c"
 # The same parts make the same guest, byte for byte.

@@ -20,5 +20,5 @@ mkdir -p "$work/debs" "$work/root" "$work/new/modules"
 (cd "$work/debs" && debian_apt download "$kernel")
 dpkg -x "$work"/debs/*.deb "$work/root"
 cp "$work"/root/boot/vmlinuz-* "$work/new/vmlinuz"
-python3 "$(dirname "$0")/modules.py" "$work/root" "$work/new/modules" virtio_pci virtio_net virtio_blk
+python3 "$(dirname "$0")/modules.py" "$work/root" "$work/new/modules" virtio_pci virtio_net virtio_blk ext4
 whole_end

@@ -1,6 +1,7 @@
-/* The lab guest's init: drivers, one network interface, then the service; nothing else runs.
+/* The lab guest's init: drivers, network interfaces, disks, then the service; nothing else runs.
  *
- * Words on the kernel's command line: ip4=ADDRESS/PREFIX (10.77.0.10/24), dirty=PAGES_PER_SECOND (0),
+ * Words on the kernel's command line: ip4=ADDRESS/PREFIX (10.77.0.10/24), second=ADDRESS/PREFIX (of eth1; none),
+ * logs=DISKS (0: how many have an ext4 file system, for the service to write to), dirty=PAGES_PER_SECOND (0),
  * beacon=MICROSECONDS (0: none). What goes wrong is said on the console, and the machine powers off.
  */
 #include "guest.h"
@@ -63,13 +64,14 @@ static void silence_ipv6(void)
     }
 }
 
-static void set_address(int fd, unsigned long request, in_addr_t address)
+static void set_address(const char *name, int fd, unsigned long request, in_addr_t address)
 {
-    struct ifreq eth0 = {.ifr_name = "eth0"};
+    struct ifreq interface = {0};
     struct sockaddr_in value = {.sin_family = AF_INET, .sin_addr = {address}};
-    memcpy(&eth0.ifr_addr, &value, sizeof value);
-    if (ioctl(fd, request, &eth0) < 0)
-        die("the address of eth0");
+    strncpy(interface.ifr_name, name, IFNAMSIZ - 1);
+    memcpy(&interface.ifr_addr, &value, sizeof value);
+    if (ioctl(fd, request, &interface) < 0)
+        die(name);
 }
 
 static void bring_up(const char *name)
@@ -82,36 +84,58 @@ static void bring_up(const char *name)
     close(fd);
 }
 
-/* Gives eth0 its address; returns the network's broadcast address. */
-static struct in_addr configure(char *cidr)
+/* Gives an interface the address of a word, whose key is `key`; returns the network's broadcast address. */
+static struct in_addr configure(const char *name, const char *key, char *cidr)
 {
     struct in_addr address, broadcast;
     char *slash = strchr(cidr, '/');
     int prefix = slash ? atoi(slash + 1) : 0, fd = socket(AF_INET, SOCK_DGRAM, 0);
     if (slash)
         *slash = 0;
+    char what[96];
+    snprintf(what, sizeof what, "%s= must be ADDRESS/PREFIX", key);
     errno = EINVAL;
     if (prefix < 1 || prefix > 30 || inet_pton(AF_INET, cidr, &address) != 1)
-        die("ip4= must be ADDRESS/PREFIX");
+        die(what);
     in_addr_t mask = htonl(~0u << (32 - prefix));
     broadcast.s_addr = address.s_addr | ~mask;
-    for (int tries = 0; if_nametoindex("eth0") == 0; tries++) {
+    snprintf(what, sizeof what, "no %s within 3 s (is there a virtio-net-pci device, and a driver for it?)", name);
+    for (int tries = 0; if_nametoindex(name) == 0; tries++) {
         if (tries == 300)
-            die("no eth0 within 3 s (is there a virtio-net-pci device, and a driver for it?)");
+            die(what);
         usleep(10000);
     }
-    set_address(fd, SIOCSIFADDR, address.s_addr);
-    set_address(fd, SIOCSIFNETMASK, mask);
-    set_address(fd, SIOCSIFBRDADDR, broadcast.s_addr);
+    set_address(name, fd, SIOCSIFADDR, address.s_addr);
+    set_address(name, fd, SIOCSIFNETMASK, mask);
+    set_address(name, fd, SIOCSIFBRDADDR, broadcast.s_addr);
     close(fd);
-    bring_up("lo");
-    bring_up("eth0");
+    bring_up(name);
     return broadcast;
+}
+
+/* Mounts the first disks: /dev/vda at /disk0, and so on. */
+static void mount_disks(int disks)
+{
+    if (disks > 0 && mount("devtmpfs", "/dev", "devtmpfs", 0, 0) < 0)
+        die("/dev");
+    for (int k = 0; k < disks; k++) {
+        char device[] = "/dev/vda", place[] = "/disk0";
+        device[sizeof device - 2] += k;
+        place[sizeof place - 2] += k;
+        for (int tries = 0; access(device, F_OK) < 0; tries++) {
+            if (tries == 300)
+                die(device);
+            usleep(10000);
+        }
+        if (mount(device, place, "ext4", 0, "errors=remount-ro") < 0)
+            die(place);
+    }
 }
 
 int main(void)
 {
     char words[4096] = "", ip4[32] = "10.77.0.10/24", dirty[16] = "0", beacon[16] = "0";
+    char second[32] = "", disks[4] = "0";
     if (mount("proc", "/proc", "proc", 0, 0) < 0)
         die("/proc");
     int fd = open("/proc/cmdline", O_RDONLY | O_CLOEXEC);
@@ -121,7 +145,14 @@ int main(void)
     option(words, "ip4", ip4, sizeof ip4);
     option(words, "dirty", dirty, sizeof dirty);
     option(words, "beacon", beacon, sizeof beacon);
+    option(words, "second", second, sizeof second);
+    option(words, "logs", disks, sizeof disks);
     silence_ipv6();
     load_modules();
-    serve(configure(ip4), atol(dirty), atol(beacon));
+    logs = atoi(disks);
+    mount_disks(logs);
+    bring_up("lo");
+    if (*second)
+        configure("eth1", "second", second);
+    serve(configure("eth0", "ip4", ip4), atol(dirty), atol(beacon));
 }

@@ -3,7 +3,8 @@
  * TCP port 7, the counter: a line "TOKEN" is answered by the line "TOKEN VALUE", where VALUE is one
  * counter for all clients, grown by one per request. A client can match each answer to its request,
  * and tell a lost, a repeated and a reversed answer apart. The lines "poweroff" and "reboot" are
- * obeyed instead.
+ * obeyed instead. With disks each answer is first written to all of them, and synced: a line
+ * "VALUE TOKEN SUM", where SUM is the FNV-1a hash of "VALUE TOKEN" in hexadecimal digits.
  *
  * UDP port 7777, the beacon: the network's broadcast address receives "COLOHA" and three 64-bit
  * big-endian words: a number that grows by one per datagram, the mark of the datagram before, and
@@ -15,6 +16,7 @@
 #include <arpa/inet.h>
 #include <endian.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <pthread.h>
@@ -35,6 +37,8 @@ struct client {
     char in[4096], out[8192];
 };
 
+int logs;
+static int log_files[4];
 static uint64_t counter;
 static struct client clients[CLIENTS];
 static struct in_addr broadcast;
@@ -98,10 +102,36 @@ static void drop(struct client *c)
 /* "poweroff" and "reboot" are orders, not tokens. */
 static void obey(const char *line, const char *end)
 {
-    if (end - line == 8 && !memcmp(line, "poweroff", 8))
+    if (end - line == 8 && !memcmp(line, "poweroff", 8)) {
+        sync();
         reboot(RB_POWER_OFF);
+    }
     if (end - line == 6 && !memcmp(line, "reboot", 6))
         reboot(RB_AUTOBOOT);
+}
+
+static void open_logs(void)
+{
+    for (int k = 0; k < logs; k++) {
+        char path[] = "/disk0/log";
+        path[5] += k;
+        log_files[k] = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+        if (log_files[k] < 0)
+            die(path);
+    }
+}
+
+static void remember(uint64_t value, const char *token, int length)
+{
+    char line[LINE + 64];
+    int size = snprintf(line, sizeof line, "%llu %.*s", (unsigned long long)value, length, token);
+    uint64_t sum = 0xcbf29ce484222325u;
+    for (int k = 0; k < size; k++)
+        sum = (sum ^ (unsigned char)line[k]) * 0x100000001b3u;
+    size += snprintf(line + size, sizeof line - size, " %016llx\n", (unsigned long long)sum);
+    for (int k = 0; k < logs; k++)
+        if (write(log_files[k], line, size) != size || fdatasync(log_files[k]) < 0)
+            die("the log");
 }
 
 /* Answers every whole line for whose answer there is room. */
@@ -115,8 +145,9 @@ static void answer(struct client *c)
             return;
         }
         obey(line, end);
+        remember(++counter, line, end - line);
         c->out_length += snprintf(c->out + c->out_length, sizeof c->out - c->out_length, "%.*s %llu\n",
-                                  (int)(end - line), line, (unsigned long long)++counter);
+                                  (int)(end - line), line, (unsigned long long)counter);
         line = end + 1;
     }
     c->in_length -= line - c->in;
@@ -197,6 +228,7 @@ void serve(struct in_addr to, long dirty, long beacon)
     signal(SIGPIPE, SIG_IGN);
     for (struct client *c = clients; c < clients + CLIENTS; c++)
         c->fd = -1;
+    open_logs();
     int listener = listen_on(COUNTER_PORT);
     start(dirty_memory, dirty);
     start(send_beacons, beacon);

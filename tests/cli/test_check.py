@@ -224,6 +224,26 @@ def test_missing_interfaces_and_witness_are_all_named(tmp_path: Path, capsys: Ca
     assert "mount" in witness
 
 
+def test_disks_are_looked_at(tmp_path: Path, capsys: Captured) -> None:
+    qemu_img = load_assets().qemu_img
+    (tmp_path / "raw").write_bytes(bytes(3 << 20))
+    disks = [
+        {"image": str(tmp_path / "raw"), "format": "raw"},
+        {"image": str(tmp_path / "raw"), "format": "qcow2", "access": "read-only"},
+    ]
+    vm = {"qemu": str(fake_qemu(tmp_path)), "qemu_img": str(qemu_img), "disks": disks[:1]}
+    assert any(
+        "raw, 3 MiB, replicated" in line for line in findings(capsys, write(tmp_path, vm), 0)
+    )
+    (tmp_path / "other").write_bytes(bytes(1 << 20))
+    disks[1]["image"] = str(tmp_path / "other")
+    (problem,) = problems(capsys, write(tmp_path, {**vm, "disks": disks}))
+    assert problem.startswith("disk 1: ")
+    assert "qcow2" in problem
+    (problem,) = problems(capsys, write(tmp_path, {**vm, "qemu_img": "no-such-program"}))
+    assert "install it (Debian: qemu-utils), or set vm.qemu_img" in problem
+
+
 def test_a_host_file_of_the_other_node_is_a_problem(tmp_path: Path, capsys: Captured) -> None:
     """Copied without a change of `node`, it would start a second VM."""
     nodes = yaml.safe_load(PAIR)["nodes"]

@@ -47,6 +47,8 @@ def pair(phase: str = "protected", **changes: Any) -> dict[str, Any]:
         "lease_left_s": 0.3,
         "witness_error": None,
         "qemu": {"run": "p-1f", "pid": 4711, "answered_age_s": 0.01},
+        "disks": None,
+        "disks_torn": None,
         "inbox_dropped": 0,
         **changes,
     }
@@ -120,6 +122,18 @@ def test_an_unreachable_witness_is_loud() -> None:
 
 def test_a_pause_is_loud() -> None:
     assert any("PAUSED by an operator" in line for line in lines(pair(paused=True)))
+
+
+def test_the_copy_of_the_disks_is_shown() -> None:
+    copying = {
+        "copied_bytes": 3 << 20,
+        "total_bytes": 12 << 20,
+        "bytes_per_s": 1 << 20,
+        "left_s": 9,
+    }
+    shown = "\n".join(lines(pair("sync", disks=copying, disks_torn="they were being copied")))
+    assert "25% of 12 MiB copied, 1.0 MiB/s, 9.0 s left at least" in shown
+    assert "not whole on this node: they were being copied" in shown
     assert not any("PAUSED" in line for line in lines(pair()))
 
 

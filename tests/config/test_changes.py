@@ -14,13 +14,14 @@ FULL = (
         "vm:\n  memory: 128MiB\n",
         "vm:\n  memory: 128MiB\n  qemu: qemu\n  machine: pc\n  accelerator: kvm\n  cpu: host\n"
         "  cpus: 1\n  kernel: kernel\n  initrd: initrd\n  append: quiet\n"
+        "  qemu_img: qemu-img\n  disks: [{image: disk, format: raw, access: replicated}]\n"
         "  extra_arguments: [-rtc, base=utc]\n",
     )
     + "  timeout: 1s\nfirst_primary: alpha\nfencing: none\n"
     "checkpoint: {mode: buffer, period: 50ms, stall_timeout: 3s}\n"
     "heartbeat: {interval: 100ms, misses: 5, restart_hold: 5s}\n"
-    "recovery: {sync_timeout: 10m, retry_max: 60s, cold_start_after: 30s, flap_limit: 5,"
-    " flap_window: 12m, orphan_after: 9m}\n"
+    "recovery: {sync_timeout: 10m, sync_rate: 10MiB, retry_max: 60s, cold_start_after: 30s,"
+    " flap_limit: 5, flap_window: 12m, orphan_after: 9m}\n"
 )
 
 SHARED = [
@@ -34,6 +35,9 @@ SHARED = [
     ("append: quiet", "append: loud", "vm.append"),
     ("[-rtc, base=utc]", "[-rtc, base=localtime]", "vm.extra_arguments[1]"),
     ("[-rtc, base=utc]", "[]", "vm.extra_arguments"),
+    ("format: raw", "format: qcow2", "vm.disks[0].format"),
+    ("access: replicated", "access: read-only", "vm.disks[0].access"),
+    ("  disks: [{image: disk, format: raw, access: replicated}]\n", "", "vm.disks"),
     ("  initrd: initrd\n", "", "vm.initrd"),
     ("10.9.0.2:7770", "10.9.0.2:7772", "nodes.beta.channel"),
     ("10.9.0.2:7771", "10.9.0.2:7772", "nodes.beta.heartbeat"),
@@ -51,6 +55,9 @@ LOCAL = [
     ("qemu: qemu", "qemu: /opt/qemu", "vm.qemu"),
     ("kernel: kernel", "kernel: other", "vm.kernel"),
     ("initrd: initrd", "initrd: other", "vm.initrd"),
+    ("image: disk", "image: other", "vm.disks[0].image"),
+    ("qemu_img: qemu-img", "qemu_img: /opt/qemu-img", "vm.qemu_img"),
+    ("sync_rate: 10MiB", "sync_rate: 11MiB", "recovery.sync_rate"),
     ("bridge: br0", "bridge: br1", "vm.nics[0].bridge"),
     ("directory: /srv/witness", "directory: /mnt/witness", "witness.directory"),
     ("  timeout: 1s", "  timeout: 2s", "witness.timeout"),
@@ -65,7 +72,7 @@ LOCAL = [
 
 def full_pair(folder: Path, text: str = FULL) -> PairConfig:
     agent = "fencing: {beta: {agent: fence_x}}\n" if "fencing: none" not in text else ""
-    files = {"pairs.d/kernel": "", "pairs.d/initrd": "", "pairs.d/other": ""}
+    files = dict.fromkeys((f"pairs.d/{name}" for name in ("kernel", "initrd", "disk", "other")), "")
     files |= {"coloha.yaml": HOST + agent, "pairs.d/web.yaml": text}
     return load_from(folder, files).pairs[0]
 

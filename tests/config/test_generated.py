@@ -61,6 +61,7 @@ def example(folder: Path, replace: tuple[str, str] | None = None) -> Path:
         "pairs.d/vmlinuz": "",
         "pairs.d/initrd.img": "",
         "pairs.d/OVMF.fd": "",
+        "pairs.d/disk.qcow2": "",
         "pairs.d/etcd-password": "secret",
         "pairs.d/etcd-ca.pem": "",
         "pairs.d/etcd-node.pem": "",
@@ -84,7 +85,7 @@ def test_examples_load_with_defaults(tmp_path: Path) -> None:
     fields = HostConfig.model_fields.items()
     defaults = {name: info.default for name, info in fields if name not in changed}
     assert {name: getattr(config.host, name) for name in defaults} == defaults
-    changed = {"memory", "kernel", "initrd", "append", "nics", "extra_arguments"}
+    changed = {"memory", "kernel", "initrd", "append", "nics", "disks", "extra_arguments"}
     defaults = {n: i.default for n, i in type(pair.vm).model_fields.items() if n not in changed}
     assert {name: getattr(pair.vm, name) for name in defaults} == defaults
 

@@ -56,6 +56,23 @@ def test_wildcard_covers_its_family_and_port_only(tmp_path: Path) -> None:
     )
 
 
+def disks(*words: str) -> str:
+    return f"vm:\n  disks: [{', '.join('{' + word + ', format: raw}' for word in words)}]\n"
+
+
+def test_nobody_else_uses_a_disk_that_is_written_to(tmp_path: Path) -> None:
+    write(tmp_path, {"pairs.d/a": "", "pairs.d/b": "", "pairs.d/c": ""})
+    shared = "image: c, access: read-only"
+    mine = edit(PAIR, "vm:\n", disks("image: a", shared, "image: b", "image: a"))
+    theirs = edit(APP, "vm:\n", disks("image: b, access: read-only", shared))
+    refuse(
+        tmp_path,
+        {"pairs.d/web.yaml": mine, "pairs.d/app.yaml": theirs},
+        ("pairs.d/app.yaml:10:19: vm.disks[0].image", "written to by vm.disks[2] of web.yaml"),
+        ("pairs.d/web.yaml:10:113: vm.disks[3].image", "written to by vm.disks[0] of web.yaml"),
+    )
+
+
 def test_nodes_do_not_share_addresses(tmp_path: Path) -> None:
     refuse(
         tmp_path,

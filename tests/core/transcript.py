@@ -38,6 +38,7 @@ from coloha.core.events import (
     ColoMode,
     Committed,
     CopyBad,
+    DiskFailed,
     Durable,
     Event,
     FailoverRequested,
@@ -179,6 +180,8 @@ class Player:
                 return ScriptFailed(self.script, Failure(words[0]), " ".join(words[1:]) or words[0])
             case "copy-bad":
                 return CopyBad("device state")
+            case "disk-failed":
+                return DiskFailed("an image missed a write", behind="behind" in options)
             case "invited":
                 return self.invited(options)
             case "channel-ready" | "channel-failed":

@@ -110,10 +110,12 @@ def scene(
     program: list[str] | None = None,
     qemu: Path | None = None,
     vm: dict[str, Any] | None = None,
+    disks: int = 0,
     in_etcd: bool = False,
     on_silence: str | None = None,
     fencing: str = "none",
     managed: bool = False,
+    shared: bool = False,
     together: bool = False,
 ) -> Iterator[Scene]:
     """Bring a pair up from nothing until the client is answered.
@@ -121,8 +123,9 @@ def scene(
     The second daemon comes when the guest has booted, since checkpoints slow that down under TCG;
     unless they start `together`, as they must without a witness.
 
-    `on_silence` is for a pair without a witness. With `fencing` each host has the power switch of
-    the other one. `managed`: the daemons are started by a service manager that keeps their sockets.
+    `shared`: there will be other clients. `on_silence` is for a pair without a witness. With
+    `fencing` each host has the power switch of the other one. `managed`: the daemons are started by
+    a service manager that keeps their sockets.
     """
     with contextlib.ExitStack() as stack:
         topology = stack.enter_context(Topology())
@@ -140,6 +143,7 @@ def scene(
             guest_words=guest_words,
             qemu=qemu,
             vm=vm,
+            disks=disks,
             witness=witness,
             fencing=fencing,
             agent=power.agent if power is not None else None,
@@ -157,6 +161,7 @@ def scene(
             f"{GUEST_IP}:7",
             topology.directory / "client.jsonl",
             *("--think-ms", "2", "--connect-s", str(BOOT_S)),
+            *(("--shared",) if shared else ()),
         )
         try:
             client.wait_for_answers(10, BOOT_S)

@@ -4,19 +4,8 @@ from dataclasses import dataclass, field
 
 from coloha.core.actions import Script
 from coloha.core.events import Failure, Role
-from coloha.qemu.scripts import (
-    Call,
-    Command,
-    Give,
-    Look,
-    Op,
-    Pause,
-    Plan,
-    ScriptError,
-    Tape,
-    Until,
-    write,
-)
+from coloha.qemu.scripts import Plan, write
+from coloha.qemu.steps import Call, Command, Give, Look, Op, Pause, Report, ScriptError, Tape, Until
 from tests.qemu.model import Qemu
 
 TIMEOUT_S = 1.0
@@ -74,6 +63,8 @@ class Driver:
 
     def _perform(self, op: Op, left: list[int]) -> object:
         match op:
+            case Report():
+                return None
             case Call(commands):
                 replies = [self._execute(command, left) for command in commands]
                 if any(command.name == self.silent for command in commands):

@@ -10,7 +10,7 @@ from typing import Any
 
 from coloha.core.commit import Message
 from coloha.core.events import Role
-from coloha.qemu.scripts import Command, Tape
+from coloha.qemu.steps import Command, Tape
 
 
 class AbortError(BaseException):
@@ -218,7 +218,7 @@ class Qemu:
     def _do_yank(self, arguments: dict[str, Any]) -> object:
         assert arguments == {"instances": [{"type": "migration"}]}, "never the monitors"
         if not self.yankable:
-            raise RefusedError("Unable to find yank instance 'migration'")
+            raise RefusedError("Instance not found")
         self.yankable = False
         self.secondary_lives = False
         self.coming.clear()

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from coloha.core.events import Committed, Event, Role, Run
 from coloha.qemu import command_line
 from coloha.qemu.command_line import Files
 from coloha.qemu.process import ChildLauncher
-from coloha.qemu.scripts import Command
+from coloha.qemu.steps import Command
 from coloha.qemu.versions import Traits
 from coloha.qemu.vm import Vm
 from lab.assets import load_assets
@@ -66,6 +66,7 @@ class Node:
     """One run of the VM: a real QEMU."""
 
     def __init__(self, wire: Wire, run: Run, spec: Spec, *more: str) -> None:
+        self.folder = wire.path.parent
         self.directory = wire.path.parent / "web"
         self.run, self.spec = run, spec
         self.files = Files(command_line.directory_of(self.directory, run))
@@ -73,7 +74,8 @@ class Node:
         self.vm = self.watcher()
         self.files.directory.mkdir(parents=True)
         words = [
-            self._wired(word, wire) for word in command_line.build("web", spec, run, self.files)
+            self._wired(word, wire)
+            for word in command_line.build("web", spec, run, self.files, self.folder)
         ]
         qtest = quoted(self.files.directory / "qtest")
         words += ["-qtest", f"unix:{qtest},server=on,wait=off", *more]
@@ -85,7 +87,8 @@ class Node:
         """A daemon's view of this run."""
         traits = Traits(self.spec.machine, self.spec.accelerator)
         netdevs = command_line.netdevs(self.spec)
-        return Vm(self.run, self.files, netdevs, traits, self.events.append)
+        replicated = command_line.replicated(self.spec)
+        return Vm(self.run, self.files, netdevs, traits, self.events.append, replicated)
 
     def _wired(self, word: str, wire: Wire) -> str:
         """The same word, but on the test's wire instead of a tap."""
@@ -97,11 +100,17 @@ class Node:
         return f"dgram,id={netdev},{ends}"
 
     async def do(
-        self, script: Script, timeout_s: float = PATIENCE_S, channel: socket.socket | None = None
+        self,
+        script: Script,
+        timeout_s: float = PATIENCE_S,
+        channel: socket.socket | None = None,
+        images: Mapping[str, socket.socket] | None = None,
     ) -> object:
-        """Run a script; the channel is QEMU's alone afterwards."""
-        with contextlib.closing(channel) if channel is not None else contextlib.nullcontext():
-            return await self.vm.perform(script, timeout_s, channel)
+        """Run a script; the connections are QEMU's alone afterwards."""
+        with contextlib.ExitStack() as stack:
+            for connection in (*([] if channel is None else [channel]), *(images or {}).values()):
+                stack.enter_context(connection)
+            return await self.vm.perform(script, timeout_s, channel, images)
 
     async def command(self, name: str, **arguments: object) -> object:
         """One command."""

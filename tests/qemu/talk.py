@@ -9,7 +9,7 @@ import pytest
 from coloha.core.commit import Message
 from coloha.core.events import Failure
 from coloha.qemu.qmp import Monitor
-from coloha.qemu.scripts import Command, ScriptError
+from coloha.qemu.steps import Command, ScriptError
 from tests.qemu.fake import FakeQemu
 from tests.qemu.loops import PATIENCE_S
 

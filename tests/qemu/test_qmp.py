@@ -12,7 +12,8 @@ from coloha.core.commit import Message
 from coloha.core.events import Failure
 from coloha.qemu.conductor import conduct
 from coloha.qemu.qmp import Monitor
-from coloha.qemu.scripts import MAX_TAPE, Command, Plan, ScriptError
+from coloha.qemu.scripts import Plan
+from coloha.qemu.steps import MAX_TAPE, Command, ScriptError
 from tests.qemu.fake import NoReplyError, RefusalError
 from tests.qemu.loops import PATIENCE_S, Loop, eventually
 from tests.qemu.talk import talking
@@ -302,7 +303,7 @@ def test_many_events_leave_no_growth(run: Loop, folder: Path) -> None:
     async def main() -> None:
         async with talking(folder) as talk:
             plan = Plan((), return_path=True)
-            await conduct(Script.CHECK, plan, PATIENCE_S, talk.monitor, None, lambda: False)
+            await conduct(Script.CHECK, plan, PATIENCE_S, talk.monitor, {}, lambda: False, print)
             for number in range(50_000):
                 talk.qemu.event("RESUME", number)
             await eventually(lambda: len(talk.events) == 50_000, "all events")

@@ -15,7 +15,8 @@ from coloha.errors import QmpError
 from coloha.qemu import qmp
 from coloha.qemu.conductor import conduct
 from coloha.qemu.qmp import Monitor
-from coloha.qemu.scripts import Command, Plan, ScriptError
+from coloha.qemu.scripts import Plan
+from coloha.qemu.steps import Command, ScriptError
 from tests.qemu.fake import Endpoint, FakeQemu, RefusalError
 from tests.qemu.loops import PATIENCE_S, Loop, eventually
 from tests.qemu.talk import Talk, talking
@@ -376,8 +377,9 @@ def test_giving_a_channel_that_is_gone(
             channel = socket.socket() if closed else None
             if channel is not None:
                 channel.close()
+            given = {} if channel is None else {"colo": channel}
             with pytest.raises(ScriptError, match="the channel is closed") as caught:
-                await conduct(script, PLAN, PATIENCE_S, talk.monitor, channel, lambda: False)
+                await conduct(script, PLAN, PATIENCE_S, talk.monitor, given, lambda: False, print)
             assert caught.value.failure is Failure.BROKEN
             assert "migrate" not in talk.qemu.names
             assert "migrate-incoming" not in talk.qemu.names

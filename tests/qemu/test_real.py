@@ -14,7 +14,7 @@ from coloha.core.events import Adopted, ColoMode, Committed, Failure
 from coloha.errors import LaunchError
 from coloha.qemu import command_line
 from coloha.qemu.process import ChildLauncher
-from coloha.qemu.scripts import ScriptError
+from coloha.qemu.steps import ScriptError
 from tests.qemu.loops import PATIENCE_S, Loop, eventually
 from tests.qemu.pairs import Node, again, epochs, pair
 from tests.qemu.specs import PRIMARY, SECONDARY

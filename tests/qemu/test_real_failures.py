@@ -11,7 +11,7 @@ import pytest
 
 from coloha.core.actions import Script
 from coloha.core.events import CopyBad, Failure, GuestShutdown, QemuExited
-from coloha.qemu.scripts import Command, ScriptError
+from coloha.qemu.steps import Command, ScriptError
 from tests.qemu import firmware
 from tests.qemu.loops import PATIENCE_S, Loop, eventually
 from tests.qemu.pairs import After, Damage, Link, Node, Pair, again, epochs, pair

@@ -7,7 +7,8 @@ import pytest
 
 from coloha.core.actions import Script
 from coloha.core.events import Failure
-from coloha.qemu.scripts import Plan, ScriptError
+from coloha.qemu.scripts import Plan
+from coloha.qemu.steps import ScriptError
 from tests.qemu import firmware, specs
 from tests.qemu.loops import Loop
 from tests.qemu.pairs import epochs, pair

@@ -8,18 +8,8 @@ import pytest
 from coloha.core.actions import Script
 from coloha.core.commit import Message
 from coloha.core.events import Adopted, ColoMode, Committed, Failure, Kept, Role
-from coloha.qemu.scripts import (
-    DEADMAN_MS,
-    HOLD_US,
-    Call,
-    Command,
-    Plan,
-    ScriptError,
-    Tape,
-    buffer_id,
-    sink_id,
-    write,
-)
+from coloha.qemu.scripts import DEADMAN_MS, HOLD_US, Plan, buffer_id, sink_id, write
+from coloha.qemu.steps import Call, Command, ScriptError, Tape
 from tests.qemu.driver import FOLLOWING, PROTECTED, Driver, primary, secondary, short
 from tests.qemu.model import AbortError
 
@@ -342,8 +332,8 @@ def test_silence_ends_a_script(script: Script, name: str) -> None:
 @pytest.mark.parametrize(
     ("script", "name", "error"),
     [
-        (Script.LEAVE_COLO, "yank", "Unable to find yank instance 'migration'"),
-        (Script.PROMOTE, "yank", "Unable to find yank instance 'migration'"),
+        (Script.LEAVE_COLO, "yank", "Instance not found"),
+        (Script.PROMOTE, "yank", "Instance not found"),
     ],
 )
 def test_refusals_that_mean_it_is_done_already(script: Script, name: str, error: str) -> None:

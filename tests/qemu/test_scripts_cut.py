@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from coloha.core.actions import Script
 from coloha.core.events import Adopted, ColoMode, Committed
-from coloha.qemu.scripts import Command, ScriptError, buffer_id
+from coloha.qemu.scripts import buffer_id
+from coloha.qemu.steps import Command, ScriptError
 from tests.qemu.driver import FOLLOWING, PROTECTED, CutShortError, Driver, primary, secondary
 from tests.qemu.model import Qemu
 from tests.qemu.relaxed import relaxed

@@ -22,7 +22,7 @@ from coloha.core.events import (
 from coloha.errors import LaunchError
 from coloha.qemu.command_line import Files
 from coloha.qemu.process import ChildLauncher
-from coloha.qemu.scripts import Command, ScriptError
+from coloha.qemu.steps import Command, ScriptError
 from coloha.qemu.versions import Traits
 from coloha.qemu.vm import STDERR_READ_BYTES, Vm
 from tests.qemu import fake_child

@@ -58,7 +58,10 @@ async def side(
     """A node's half of a pair without NICs, on loopback."""
     text = PLAIN.replace("128MiB", "16MiB")
     config: Config = load_from(folder, {"pairs.d/web.yaml": text})
-    host = config.host.model_copy(update={"node": node, "runtime_directory": folder / node})
+    own = dict.fromkeys(("runtime_directory", "overlay_directory"), folder / node)
+    state = folder / f"{node}-state"
+    state.mkdir()
+    host = config.host.model_copy(update={"node": node, "state_directory": state, **own})
     pair = change(config.pairs[0])
     events: list[Event] = []
     failures: list[Exception] = []
@@ -82,6 +85,7 @@ def connect(inviting: Side, invited: Side) -> None:
     addresses = inviting.config.nodes[node].model_copy(update={"channel": Address(host, port)})
     nodes = {**inviting.config.nodes, node: addresses}
     inviting.keeper._config = inviting.config.model_copy(update={"nodes": nodes})
+    inviting.keeper.storage._config = inviting.keeper._config
     invited.keeper._config = invited.config.model_copy(update={"nodes": nodes})
 
 

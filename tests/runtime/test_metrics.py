@@ -127,6 +127,7 @@ def test_names_and_help_are_as_prometheus_wants_them() -> None:
         "coloha_heartbeats_rejected",
         "coloha_heartbeats_unsent",
         "coloha_occurrences",
+        "coloha_pair_disk_bytes_left",
         "coloha_pair_generation",
         "coloha_pair_phase",
         "coloha_pair_protected",

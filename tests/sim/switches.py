@@ -202,8 +202,8 @@ SWITCHES = [
         (
             Change(
                 "coloha.qemu.scripts:promote",
-                "yield from _yank()",
-                "yield Look()\n    yield from _yank()",
+                "yield from cut()",
+                "yield Look()\n    yield from cut()",
             ),
             Change(
                 "coloha.qemu.scripts:promote",

@@ -1,0 +1,285 @@
+"""Replicated disks on real QEMUs: copies, checkpoints, failover both ways, errors."""
+
+import asyncio
+import contextlib
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from coloha.config.disk import Disk
+from coloha.core.actions import Script
+from coloha.core.events import DiskFailed, Failure, Run
+from coloha.qemu import command_line, disks
+from coloha.qemu.process import ChildLauncher, Process
+from coloha.qemu.steps import ScriptError
+from lab.assets import load_assets
+from tests.qemu import specs
+from tests.qemu.loops import Loop, eventually
+from tests.qemu.pairs import Node, Pair, Wire, again, epochs, tcp
+
+SIZE = 8 * 2**20
+AREA = 64 * 1024
+
+
+def qemu_img(*words: str) -> str:
+    program = str(load_assets().qemu_img)
+    return subprocess.run([program, *words], check=True, capture_output=True, text=True).stdout
+
+
+class Disks(Pair):
+    """A pair with disks; each of its two hosts has images of its own."""
+
+    def __init__(self, wire: Wire, formats: tuple[str, ...]) -> None:
+        spec = specs.vm(1, qemu=str(load_assets().qemu), accelerator="qtest")
+        super().__init__(wire, spec)
+        self.folder = wire.path.parent
+        self.formats = formats
+        self.relays: list[Process] = []
+        for host in "ab":
+            for number, form in enumerate(formats):
+                qemu_img("create", "-q", "-f", form, str(self.image(host, number)), str(SIZE))
+
+    def image(self, host: str, number: int = 0) -> Path:
+        return self.folder / f"{host}{number}"
+
+    async def on(self, host: str, run: Run) -> Node:
+        """Start one more QEMU on a host."""
+        made = tuple(
+            Disk(image=self.image(host, number), format=form)
+            for number, form in enumerate(self.formats)
+        )
+        self.spec = self.spec.model_copy(update={"disks": made})
+        if run.session is not None:
+            for disk in command_line.replicated(self.spec):
+                for name in (disks.active(disk), disks.hidden(disk)):
+                    path = command_line.overlay(self.folder, "web", run, name)
+                    qemu_img("create", "-q", "-f", "qcow2", str(path), str(SIZE))
+        return await self.start(run)
+
+    async def start_both(self) -> tuple[Node, Node]:
+        return await self.on("a", specs.PRIMARY), await self.on("b", specs.SECONDARY)
+
+    async def join(self, primary: Node, secondary: Node) -> None:
+        """Copy disks and memory, enter COLO, hold the output."""
+        near, far = tcp()
+        await secondary.do(Script.ACCEPT_COLO, channel=far)
+        entered = asyncio.create_task(secondary.do(Script.AWAIT_COLO))
+        try:
+            await primary.do(
+                Script.ENTER_COLO,
+                channel=near,
+                images={
+                    disks.peer(str(n)): self.relay(secondary) for n in range(len(self.formats))
+                },
+            )
+            await entered
+        finally:
+            entered.cancel()
+            await asyncio.gather(entered, return_exceptions=True)
+        await primary.do(Script.ARM)
+
+    def relay(self, secondary: Node) -> socket.socket:
+        near, far = tcp()
+        argv = [sys.executable, "-m", "coloha.qemu.relay", str(secondary.files.exports)]
+        with far:
+            process = ChildLauncher().start(argv, secondary.files.stderr, far.fileno())
+        process.watch(lambda: None, lambda _: None)
+        self.relays.append(process)
+        return near
+
+    async def end(self) -> None:
+        for process in self.relays:
+            process.kill()
+            process.close()
+        await super().end()
+
+
+@contextlib.asynccontextmanager
+async def disk_pair(folder: Path, *formats: str) -> AsyncIterator[Disks]:
+    made = Disks(Wire(folder), formats or ("raw",))
+    try:
+        yield made
+    finally:
+        await made.end()
+
+
+async def io(node: Node, words: str, number: int = 0) -> None:
+    """Use a disk the way the guest's device does. What comes of it is not said."""
+    device = f"/machine/peripheral/vd{number}/virtio-backend"
+    line = f'qemu-io -d {device} "{words}"'
+    await node.command("human-monitor-command", **{"command-line": line})
+
+
+async def write(node: Node, area: int, value: int, number: int = 0) -> None:
+    await io(node, f"write -P {value} {area * AREA} {AREA}", number)
+
+
+async def areas(node: Node, number: int = 0) -> list[int]:
+    """What the guest would read: the first byte of each of the first areas, each of one kind."""
+    path = node.files.directory / "read.sock"
+    top, address = disks.top(str(number)), {"type": "unix", "data": {"path": str(path)}}
+    await node.command("nbd-server-start", addr=address)
+    export = {"type": "nbd", "id": "read", "node-name": top}
+    await node.command("block-export-add", **export)
+    copy = node.files.directory / "read"
+    source = f"nbd+unix:///{top}?socket={path}"
+    await asyncio.to_thread(qemu_img, "convert", "-f", "raw", "-O", "raw", source, str(copy))
+    await node.command("nbd-server-stop")
+    content = copy.read_bytes()
+    parts = [content[start : start + AREA] for start in range(0, 4 * AREA, AREA)]
+    assert all(len(set(part)) == 1 for part in parts)
+    return [part[0] for part in parts]
+
+
+async def die(node: Node) -> None:
+    node.vm.kill()
+    await eventually(node.vm.dead.is_set, "its death")
+
+
+@pytest.mark.parametrize("formats", [("raw",), ("raw", "qcow2")])
+def test_the_secondary_has_what_was_committed(
+    run: Loop, folder: Path, formats: tuple[str, ...]
+) -> None:
+    """What was on the disks before, what was committed, and nothing that came after; then back."""
+
+    async def main() -> None:
+        async with disk_pair(folder, *formats) as both:
+            every = range(len(formats))
+            elder, heir = await both.start_both()
+            for n in every:
+                await write(elder, 0, 1, n)
+            await both.join(elder, heir)
+            for hosts, number in (("ab", 0x30), ("ba", 0x31)):
+                for n in every:
+                    await write(elder, 1, number, n)
+                await epochs(elder, 2)
+                for n in every:
+                    await write(elder, 1, 99, n)
+                    await write(heir, 2, 98, n)  # what its guest does ahead of the checkpoint
+                await die(elder)
+                await heir.do(Script.PROMOTE)
+                for n in every:
+                    # Nothing newer than the commit, but what its own guest has done since.
+                    assert await areas(heir, n) == [1, number, 98, 0]
+                elder, heir = heir, await both.on(hosts[0], again(number))
+                await both.join(elder, heir)
+            await epochs(elder, 1)
+            await elder.do(Script.LEAVE_COLO)
+            await die(heir)
+            await die(elder)
+            for n, form in enumerate(formats):
+                same = ("compare", "-f", form, "-F", form)
+                qemu_img(*same, str(both.image("a", n)), str(both.image("b", n)))
+
+    run(main())
+
+
+def test_the_primary_goes_on_alone(run: Loop, folder: Path) -> None:
+    """The secondary dies with a write on its way; again with its disk's connection silent."""
+
+    async def main() -> None:
+        async with disk_pair(folder) as both:
+            primary = await both.on("a", specs.PRIMARY)
+            for number in (0x40, 0x41):
+                secondary = await both.on("b", again(number))
+                await both.join(primary, secondary)
+                await epochs(primary, 1)
+                await die(secondary)
+                await write(primary, 3, number)
+                await primary.do(Script.LEAVE_COLO)
+                assert await primary.status() == "running"
+                assert (await areas(primary))[3] == number
+                await primary.do(Script.LEAVE_COLO)  # again: it changes nothing
+
+    run(main())
+
+
+def test_a_write_that_the_secondary_missed_is_never_committed(run: Loop, folder: Path) -> None:
+    async def main() -> None:
+        async with disk_pair(folder) as both:
+            primary, secondary = (
+                await both.on("a", specs.PRIMARY),
+                await both.on("b", specs.SECONDARY),
+            )
+            await both.join(primary, secondary)
+            await epochs(primary, 1)
+            loaded = secondary.vm.loaded
+            both.relays[0].kill()
+            await write(primary, 1, 7)  # for the guest it is well
+            await eventually(lambda: any(isinstance(e, DiskFailed) for e in primary.events), "it")
+            (failed,) = (e for e in primary.events if isinstance(e, DiskFailed))
+            assert not failed.behind
+            with pytest.raises(ScriptError) as caught:
+                await primary.do(Script.EPOCH)
+            assert caught.value.failure is Failure.BROKEN
+            assert secondary.vm.loaded == loaded
+            await primary.do(Script.LEAVE_COLO)
+            assert (await areas(primary))[1] == 7
+
+    run(main())
+
+
+def test_a_write_is_missed_during_the_epoch(run: Loop, folder: Path) -> None:
+    """QEMU makes the checkpoint all the same: it does not count, and the connection is cut."""
+
+    async def main() -> None:
+        async with disk_pair(folder) as both:
+            primary, secondary = (
+                await both.on("a", specs.PRIMARY),
+                await both.on("b", specs.SECONDARY),
+            )
+            await both.join(primary, secondary)
+            both.relays[0].kill()
+            writing = asyncio.create_task(write(primary, 1, 7))
+            with pytest.raises(ScriptError):
+                await epochs(primary, 20)
+            await writing
+
+    run(main())
+
+
+def test_an_overlay_that_is_full(run: Loop, folder: Path) -> None:
+    """The secondary's guest sees an error that the primary's does not: it is no copy any more."""
+
+    async def main() -> None:
+        async with disk_pair(folder) as both:
+            primary, secondary = (
+                await both.on("a", specs.PRIMARY),
+                await both.on("b", specs.SECONDARY),
+            )
+            await both.join(primary, secondary)
+            await epochs(primary, 1)
+            secondary.events.clear()
+            resource = f"prlimit --fsize=200000 --pid {secondary.pid}"
+            subprocess.run(resource.split(), check=True)
+            await io(secondary, f"write -P 5 0 {4 * 2**20}")
+            await eventually(lambda: bool(secondary.events), "what it says of it")
+            assert isinstance(secondary.events[0], DiskFailed)
+
+    run(main())
+
+
+def test_a_copy_that_cannot_be_made(run: Loop, folder: Path) -> None:
+    async def main() -> None:
+        async with disk_pair(folder) as both:
+            primary, secondary = (
+                await both.on("a", specs.PRIMARY),
+                await both.on("b", specs.SECONDARY),
+            )
+            near, far = tcp()
+            await secondary.do(Script.ACCEPT_COLO, channel=far)
+            silent, silenced = tcp()
+            with silenced, pytest.raises(ScriptError):
+                await primary.do(Script.ENTER_COLO, 1.0, near, {"peer0": silent})
+            await primary.do(Script.LEAVE_COLO)
+            assert await primary.status() == "running"
+            await write(primary, 0, 3)
+            await die(secondary)
+            await both.join(primary, await both.on("b", again(0x50)))
+            await epochs(primary, 1)
+
+    run(main())
