@@ -174,7 +174,7 @@ class Judge:
     def killed(self, qemu: "Qemu") -> None:
         """A daemon kills its own QEMU: not if it was the last copy of the VM, and well."""
         usable = self._usable(self._heirs)
-        if usable == [qemu] and not self._hung(qemu):
+        if usable == [qemu] and not (self._hung(qemu) or qemu.behind):
             raise Violation("lost-vm", f"{qemu.node.name} kills the last copy of the VM")
 
     def _hung(self, qemu: "Qemu") -> bool:

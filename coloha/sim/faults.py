@@ -20,7 +20,7 @@ class Kind:
     """A kind of fault.
 
     `lasts`: the shortest and longest time it lasts, seconds. `share`: the range of its strength.
-    `weight`: how often it is drawn. `usual`: it is within what coloha promises to survive.
+    `weight`: how often it is drawn. `usual`: it is drawn if no kinds are named.
     """
 
     text: str
@@ -97,8 +97,15 @@ KINDS: dict[str, Kind] = {
         weight=3,
         usual=False,
     ),
+    "image-missed": Kind(
+        "the secondary's disk misses a write: the primary is told", usual=False, pair=True
+    ),
+    "image-behind": Kind("the primary's disk misses a write", usual=False, pair=True),
+    "copy-failed": Kind("the secondary's guest sees its disk fail", usual=False, pair=True),
     "clock-pause": Kind("the host and its monotonic clock stand still", (0.3, 4.0), usual=False),
 }
+DISKS = ("image-missed", "image-behind", "copy-failed")
+"""What happens to VMs with replicated disks. The disks themselves are not modelled."""
 USUAL = tuple(name for name, kind in KINDS.items() if kind.usual and not kind.fencing)
 FENCING = tuple(name for name, kind in KINDS.items() if kind.fencing)
 

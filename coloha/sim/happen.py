@@ -236,10 +236,32 @@ class Happenings:
     def _wait_for_occasion(self, _: Node, fault: Fault) -> None:
         self._armed[fault.kind] += 1
 
-    def _primary(self) -> Qemu | None:
-        """Return the QEMU that is in COLO as primary, and runs."""
+    def _primary(self, *, other: bool = False) -> Qemu | None:
+        """Return the QEMU that is in COLO as primary, or the `other` one."""
         qemus = [node.qemu for node in self._world.nodes.values()]
-        return next((q for q in qemus if q is not None and q.entered and q.is_primary), None)
+        return next(
+            (q for q in qemus if q is not None and q.entered and q.is_primary is not other), None
+        )
+
+    def _image_missed(self, _: Node, __: Fault) -> None:
+        """The daemon cuts the migration as soon as it hears of it."""
+        qemu = self._primary()
+        if qemu is not None and not qemu.frozen:
+            qemu.say("QUORUM_REPORT_BAD", False)
+            if qemu.stream is not None and not qemu.node.stuck:
+                self._world.at(self._world.latency(0.001), qemu.stream.reset)
+
+    def _image_behind(self, _: Node, __: Fault) -> None:
+        qemu = self._primary()
+        if qemu is not None and not qemu.frozen:
+            qemu.behind = True
+            qemu.say("QUORUM_REPORT_BAD", True)
+
+    def _copy_failed(self, _: Node, __: Fault) -> None:
+        qemu = self._primary(other=True)
+        if qemu is not None and not qemu.frozen:
+            qemu.behind = True
+            qemu.say("QUORUM_REPORT_BAD", False)
 
     def _own_checkpoint(self, _: Node, __: Fault) -> None:
         qemu = self._primary()
@@ -304,5 +326,8 @@ _BEGIN: dict[str, Callable[[Happenings, Node, Fault], Callable[[], None] | None]
     "launch-fails": Happenings._wait_for_occasion,
     "guest-shutdown": Happenings._guest_shutdown,
     "disk-lost": Happenings._disk_lost,
+    "image-missed": Happenings._image_missed,
+    "image-behind": Happenings._image_behind,
+    "copy-failed": Happenings._copy_failed,
     "clock-pause": Happenings._clock_pause,
 }

@@ -7,6 +7,7 @@ from coloha.core.commit import Message
 from coloha.core.events import (
     ColoExited,
     CopyBad,
+    DiskFailed,
     Failure,
     GuestShutdown,
     Role,
@@ -274,6 +275,8 @@ class Monitor:
             self.daemon.post(ColoExited())
         elif message.name == "SHUTDOWN":
             self.daemon.post(GuestShutdown())
+        elif message.name == "QUORUM_REPORT_BAD":
+            self.daemon.post(DiskFailed("an image missed a write", behind=bool(message.data)))
 
     def _copy_bad(self) -> bool:
         if self.qemu.run.role is Role.SECONDARY and self.qemu.bad:

@@ -56,6 +56,8 @@ class Qemu:
         """What getfd gave it."""
         self.bad = False
         """It is half loaded."""
+        self.behind = False
+        """Its disk lacks what its guest believes in."""
         self.off = False
         """The guest switched itself off."""
         self.ran = 0.0

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -242,6 +244,71 @@ def test_a_write_is_missed_during_the_epoch(run: Loop, folder: Path) -> None:
     run(main())
 
 
+def refuse_writes(node: Node) -> None:
+    """From now on no file may grow, and no write go, beyond the first areas."""
+    words = ["prlimit", f"--fsize={2 * AREA}", "--pid", str(node.pid)]
+    subprocess.run(words, check=True)
+
+
+async def failure(node: Node) -> DiskFailed:
+    await eventually(lambda: any(isinstance(e, DiskFailed) for e in node.events), "the failure")
+    return next(e for e in node.events if isinstance(e, DiskFailed))
+
+
+@pytest.mark.parametrize("whose", ["primary", "secondary"])
+def test_an_image_that_takes_no_writes(run: Loop, folder: Path, whose: str) -> None:
+    """The guest does not hear of it; what it wrote is on the other image."""
+
+    async def main() -> None:
+        async with disk_pair(folder) as both:
+            primary, secondary = await both.start_both()
+            await both.join(primary, secondary)
+            await epochs(primary, 1)
+            loaded = secondary.vm.loaded
+            refuse_writes(primary if whose == "primary" else secondary)
+            await write(primary, 3, 7)
+            failed = await failure(primary)
+            assert failed.behind == (whose == "primary")
+            if whose == "primary":
+                assert "this node's image missed a write" in failed.reason
+                await epochs(primary, 1)  # the other image has it: this commit is whole
+                await die(primary)
+                await heir_has(secondary, 7)
+            else:
+                with pytest.raises(ScriptError, match="the other node's image missed a write"):
+                    await primary.do(Script.EPOCH)
+                assert secondary.vm.loaded == loaded
+                await primary.do(Script.LEAVE_COLO)
+                assert (await areas(primary))[3] == 7
+
+    async def heir_has(heir: Node, value: int) -> None:
+        await heir.do(Script.PROMOTE)
+        assert (await areas(heir))[3] == value
+
+    run(main())
+
+
+def test_a_silent_way_to_the_other_image(run: Loop, folder: Path) -> None:
+    """QEMU's main loop waits for the write, and answers nothing, until the way is cut."""
+
+    async def main() -> None:
+        async with disk_pair(folder) as both:
+            primary, secondary = await both.start_both()
+            await both.join(primary, secondary)
+            await epochs(primary, 1)
+            os.kill(both.relays[0].pid, signal.SIGSTOP)
+            writing = asyncio.create_task(write(primary, 1, 7))
+            await asyncio.sleep(0.1)
+            with pytest.raises(ScriptError) as caught:
+                await primary.do(Script.CHECK, 0.3)
+            assert caught.value.failure is Failure.SILENT
+            await primary.do(Script.LEAVE_COLO)
+            await writing
+            assert (await areas(primary))[1] == 7
+
+    run(main())
+
+
 def test_an_overlay_that_is_full(run: Loop, folder: Path) -> None:
     """The secondary's guest sees an error that the primary's does not: it is no copy any more."""
 
@@ -254,8 +321,7 @@ def test_an_overlay_that_is_full(run: Loop, folder: Path) -> None:
             await both.join(primary, secondary)
             await epochs(primary, 1)
             secondary.events.clear()
-            resource = f"prlimit --fsize=200000 --pid {secondary.pid}"
-            subprocess.run(resource.split(), check=True)
+            refuse_writes(secondary)
             await io(secondary, f"write -P 5 0 {4 * 2**20}")
             await eventually(lambda: bool(secondary.events), "what it says of it")
             assert isinstance(secondary.events[0], DiskFailed)

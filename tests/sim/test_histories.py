@@ -3,14 +3,14 @@
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 
 from coloha.cli.simulate import story
 from coloha.core.phases import Phase
-from coloha.sim.faults import KINDS, NODES, USUAL, Fault, draw
+from coloha.sim.faults import DISKS, KINDS, NODES, USUAL, Fault, draw
 from coloha.sim.history import (
     ARBITERS,
     PROFILES,
@@ -35,10 +35,10 @@ def explained(outcome: Outcome) -> str:
     return "\n".join(story(live(shrink(outcome).plan, log=True)))
 
 
-def check(seeds: range, arbiter: str | None = None) -> Counter[str]:
+def check(seeds: range, arbiter: str | None = None, kinds: Sequence[str] = USUAL) -> Counter[str]:
     seen: Counter[str] = Counter()
     for seed in seeds:
-        outcome = live(plan(seed, arbiter=arbiter or drawn_arbiter(seed)))
+        outcome = live(plan(seed, kinds, arbiter=arbiter or drawn_arbiter(seed)))
         assert outcome.violation is None, explained(outcome)
         seen += outcome.seen
     return seen
@@ -72,6 +72,13 @@ def test_each_arbiter_is_tried(arbiter: str, expected: set[str]) -> None:
     seen = check(range(300), arbiter)
     assert expected <= set(seen)
     assert seen["late output"] == 0
+
+
+def test_disks_that_fail_break_no_promise() -> None:
+    """With copies and daemons that die, and a link that is cut; by every arbiter."""
+    others = ("qemu-crash", "daemon-crash", "host-freeze", "cut", "witness-doubt")
+    seen = check(range(200), kinds=DISKS) + check(range(300), kinds=(*DISKS, *others))
+    assert {"disk-failed", "handed-over", "copy-bad", "unprotected", "adopted"} <= set(seen)
 
 
 def test_every_arbiter_is_drawn() -> None:
