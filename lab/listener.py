@@ -8,7 +8,7 @@ import time
 from collections import deque
 from pathlib import Path
 
-from coloha.config.model import Nic
+from coloha.config.nic import Nic
 from coloha.qemu.command_line import tap_name
 from lab.cluster import MAC, PAIR
 from lab.namespace import LabError

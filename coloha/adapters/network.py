@@ -4,7 +4,8 @@ import socket
 from pathlib import Path
 
 from coloha.ask import ask
-from coloha.config.model import Nic, PairConfig, Vm
+from coloha.config.model import PairConfig, Vm
+from coloha.config.nic import Nic
 from coloha.errors import LaunchError, StartError
 from coloha.qemu.command_line import tap_name
 

@@ -84,6 +84,8 @@ def _pair(pair: dict[str, Any], colours: bool) -> Iterator[str]:
             f" period {_time(pair['period_s'])}"
         )
         yield f"  output        {_output(pair)}"
+        for mac in pair["open_nics"]:
+            yield f"  NIC           {mac}: never held, nothing is promised there"
     if pair["loaded"] is not None:
         yield f"  checkpoints   {pair['loaded']} loaded"
     yield f"  heartbeat     {pair['peer']} {_heard(pair['heartbeat_age_s'])}"

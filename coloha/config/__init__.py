@@ -11,12 +11,12 @@ from coloha.config.model import (
     Heartbeat,
     HostConfig,
     Listen,
-    Nic,
     NodeAddresses,
     PairConfig,
     Recovery,
     Vm,
 )
+from coloha.config.nic import Nic
 from coloha.config.settings import changed_settings, live_settings
 from coloha.config.units import (
     Address,

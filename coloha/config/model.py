@@ -16,7 +16,8 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from coloha.config.disk import Disk
 from coloha.config.fencing import FenceAgent
-from coloha.config.section import Section, missing
+from coloha.config.nic import Nic
+from coloha.config.section import Section
 from coloha.config.units import (
     Address,
     Bytes,
@@ -32,9 +33,7 @@ from coloha.config.values import (
     Cpu,
     ExistingFile,
     ExtraArgument,
-    InterfaceName,
     KeyFile,
-    Mac,
     Machine,
     Name,
     NodeAddress,
@@ -164,41 +163,6 @@ class NodeAddresses(Section):
         description="UDP address of the node for heartbeats. It must agree with"
         " `listen.heartbeat` of that node."
     )
-
-
-class Nic(Section):
-    """One network interface of the guest. Its output is held until the checkpoint is committed."""
-
-    mac: Mac = Field(
-        description="MAC address of the guest's interface, the same on both nodes and unique"
-        " among all pairs. Unicast only."
-    )
-    bridge: InterfaceName | None = Field(
-        default=None,
-        description="Bridge of this host that the interface is joined to. Give either this or"
-        " `tap`. The two nodes may name their bridges differently.",
-    )
-    tap: InterfaceName | None = Field(
-        default=None,
-        description="Tap device of this host that the interface uses, unique among all pairs."
-        " Give it instead of `bridge` to prepare the device yourself.",
-    )
-    model: Literal["virtio-net-pci", "e1000", "rtl8139"] = Field(
-        default="virtio-net-pci",
-        description="The interface's hardware. Choose an emulated one for guests without virtio"
-        " drivers; it costs speed.",
-    )
-
-    @field_validator("tap")
-    @classmethod
-    def _connected_once(cls, tap: str | None, info: ValidationInfo) -> str | None:
-        # A bridge that was given but is wrong is absent from info.data.
-        bridged = info.data.get("bridge", "wrong") is not None
-        if bridged and tap is not None:
-            raise ValueError("bridge and tap exclude each other: remove one of them")
-        if not bridged and tap is None:
-            raise missing("the NIC is not connected: add either bridge or tap")
-        return tap
 
 
 def _whole_mebibytes(size: int) -> int:
@@ -488,5 +452,7 @@ class PairConfig(Section):
             shared["vm"][name] = shared["vm"][name] is not None
         for nic in shared["vm"]["nics"]:
             del nic["bridge"], nic["tap"]
+            if nic["output"] == "held":
+                del nic["output"]
         canonical = json.dumps(shared, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -6,13 +6,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from coloha.config.disk import Disk
-from coloha.config.model import Nic, Vm
+from coloha.config.model import Vm
+from coloha.config.nic import Nic
 from coloha.core.events import Role, Run
 from coloha.qemu import disks as nodes
 from coloha.qemu.guard import SWITCHED
-from coloha.qemu.scripts import sink_id
+from coloha.qemu.scripts import Plan, sink_id
 
 _MONITOR = re.compile(r"([ps]-([0-9a-f]+))/qmp\.sock,server=on")
 """The rest of the argument by which a QEMU is known, after `mark`: it serves, others connect."""
@@ -92,9 +94,10 @@ def run_of(argv: list[str], pair_directory: Path) -> Run | None:
     return None
 
 
-def netdevs(vm: Vm) -> tuple[str, ...]:
-    """Return the netdev ids of a VM's NICs, in order."""
-    return tuple(f"net{index}" for index in range(len(vm.nics)))
+def netdevs(vm: Vm, output: Literal["held", "open"] | None = None) -> tuple[str, ...]:
+    """Return the netdev ids of a VM's NICs in order, or of those with such an output."""
+    numbered = enumerate(vm.nics)
+    return tuple(f"net{index}" for index, nic in numbered if output in (None, nic.output))
 
 
 def tap_name(pair: str, index: int, nic: Nic) -> str:
@@ -110,6 +113,17 @@ def tap_name(pair: str, index: int, nic: Nic) -> str:
 def replicated(vm: Vm) -> tuple[str, ...]:
     """Return the numbers of a VM's replicated disks, by which scripts know them."""
     return tuple(str(index) for index, disk in enumerate(vm.disks) if disk.access == "replicated")
+
+
+def plan(vm: Vm, files: Files, sync_rate: int | None = None) -> Plan:
+    """Return what scripts need to know of a VM, but for what QEMU's version decides."""
+    return Plan(
+        netdevs(vm, "held"),
+        open_netdevs=netdevs(vm, "open"),
+        disks=replicated(vm),
+        exports=str(files.exports),
+        sync_rate=sync_rate,
+    )
 
 
 def overlay(folder: Path, pair: str, run: Run, node: str) -> Path:

@@ -56,7 +56,9 @@ class Plan:
     """What scripts need to know of a VM: its netdevs whose output is held, and QEMU's ways."""
 
     netdevs: tuple[str, ...]
-    return_path: bool
+    return_path: bool = False
+    open_netdevs: tuple[str, ...] = ()
+    """Those whose output is not held; the secondary's is swallowed all the same."""
     disks: tuple[str, ...] = ()
     """The numbers of the replicated disks."""
     exports: str = ""
@@ -310,8 +312,8 @@ def promote(plan: Plan, timeout_s: float) -> Steps:
     yield from poll("COLO to end", timeout_s, _colo_over)
     yield from poll("the guest to run", timeout_s, _running)
     present = yield from objects()
-    sinks = [sink_id(netdev) for netdev in plan.netdevs if sink_id(netdev) in present]
-    commands = [Command("object-del", {"id": name}) for name in sinks]
+    sinks = map(sink_id, (*plan.netdevs, *plan.open_netdevs))
+    commands = [Command("object-del", {"id": name}) for name in sinks if name in present]
     announce = {"initial": 50, "max": 550, "rounds": 5, "step": 100}
     yield from call(*commands, Command("announce-self", announce))
     if plan.disks:

@@ -7,6 +7,7 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from coloha.core.actions import Script
 from coloha.core.commit import Message
@@ -58,13 +59,11 @@ class Vm:
         self,
         run: Run,
         files: Files,
-        netdevs: tuple[str, ...],
+        plan: Plan,
         traits: versions.Traits,
         post: Callable[[Event], None],
-        replicated: tuple[str, ...] = (),
-        sync_rate: int | None = None,
     ) -> None:
-        """See `Plan` for `netdevs`, `replicated` (its disks) and `sync_rate`."""
+        """`plan` is what scripts need to know but for QEMU's version."""
         self.run = run
         self.files = files
         self.loaded = 0
@@ -83,14 +82,11 @@ class Vm:
         self._lost_write: str | None = None
         """The write of this session that the other node's disk missed."""
         self._cutting: asyncio.Task[None] | None = None
-        self._replicated = replicated
-        self._sync_rate = sync_rate
-        self._netdevs = netdevs
         self._traits = traits
         self._post = post
         self._process: Process | None = None
         self._monitor: Monitor | None = None
-        self._plan: Plan | None = None
+        self._plan = plan
         self._farewell: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
@@ -141,13 +137,7 @@ class Vm:
         if self._process is not None:
             self._process.watch_threads()
         self.version = version
-        self._plan = Plan(
-            self._netdevs,
-            versions.needs_return_path(version),
-            self._replicated,
-            str(self.files.exports),
-            self._sync_rate,
-        )
+        self._plan = replace(self._plan, return_path=versions.needs_return_path(version))
 
     async def _greet(self, monitor: Monitor, deadline_s: float) -> versions.Version:
         try:
@@ -173,7 +163,6 @@ class Vm:
         :raises ScriptError: if it does not succeed.
         """
         assert self._monitor is not None
-        assert self._plan is not None
         if script is Script.ENTER_COLO:
             self._lost_write = None
         elif script is Script.EPOCH and self._lost_write is not None:
@@ -262,7 +251,7 @@ class Vm:
 
     def _disk_failed(self, message: Message) -> None:
         """A disk missed a write, on this node or on the other one (3.4)."""
-        failed = disks.failure(message, self._replicated)
+        failed = disks.failure(message, self._plan.disks)
         if failed is None:
             return
         if not failed.behind and self._lost_write is None:

@@ -154,15 +154,9 @@ class Keeper:
                     os.truncate(console, 0)
 
     def _make(self, run: Run) -> Vm:
-        return Vm(
-            run,
-            Files(command_line.directory_of(self._directory, run)),
-            command_line.netdevs(self._config.vm),
-            self._traits,
-            self._said,
-            self.storage.disks,
-            self._config.recovery.sync_rate,
-        )
+        files = Files(command_line.directory_of(self._directory, run))
+        plan = command_line.plan(self._config.vm, files, self._config.recovery.sync_rate)
+        return Vm(run, files, plan, self._traits, self._said)
 
     def _said(self, event: Event) -> None:
         """Pass on what QEMU says, or what its death does."""

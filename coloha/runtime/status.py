@@ -40,6 +40,7 @@ def as_dict(pair: PairRuntime, now: float) -> dict[str, Any]:
             "pid": vm.pid if vm is not None else None,
             "answered_age_s": _age(vm.answered_at, now) if vm is not None else None,
         },
+        "open_nics": [nic.mac for nic in pair.config.vm.nics if nic.output == "open"],
         "disks": _disks(vm, now),
         "disks_torn": pair.keeper.storage.torn,
         "inbox_dropped": pair.dropped,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from coloha.config.model import Nic
+from coloha.config.nic import Nic
 from coloha.qemu.command_line import tap_name
 from lab.namespace import CHECKOUT, Namespace
 from tests.adapters.support import LOOPS, PATIENCE_S

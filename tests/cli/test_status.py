@@ -47,6 +47,7 @@ def pair(phase: str = "protected", **changes: Any) -> dict[str, Any]:
         "lease_left_s": 0.3,
         "witness_error": None,
         "qemu": {"run": "p-1f", "pid": 4711, "answered_age_s": 0.01},
+        "open_nics": [],
         "disks": None,
         "disks_torn": None,
         "inbox_dropped": 0,
@@ -122,6 +123,11 @@ def test_an_unreachable_witness_is_loud() -> None:
 
 def test_a_pause_is_loud() -> None:
     assert any("PAUSED by an operator" in line for line in lines(pair(paused=True)))
+
+
+def test_a_nic_that_is_not_held_is_shown() -> None:
+    shown = "\n".join(lines(pair(open_nics=["52:54:00:00:00:02"])))
+    assert "52:54:00:00:00:02: never held, nothing is promised there" in shown
 
 
 def test_the_copy_of_the_disks_is_shown() -> None:

@@ -27,6 +27,7 @@ FULL = (
 SHARED = [
     ("52:54:00:12:34:56", "52:54:00:12:34:57", "vm.nics[0].mac"),
     ("bridge: br0", "bridge: br0\n      model: e1000", "vm.nics[0].model"),
+    ("bridge: br0", "bridge: br0\n      output: open", "vm.nics[0].output"),
     ("memory: 128MiB", "memory: 129MiB", "vm.memory"),
     ("machine: pc", "machine: q35", "vm.machine"),
     ("accelerator: kvm", "accelerator: tcg", "vm.accelerator"),

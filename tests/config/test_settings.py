@@ -7,7 +7,8 @@ import pytest
 from pydantic import Field
 
 from coloha.config.messages import validate
-from coloha.config.model import Nic, NodeAddresses, PairConfig, Vm
+from coloha.config.model import NodeAddresses, PairConfig, Vm
+from coloha.config.nic import Nic
 from coloha.config.section import Section
 from coloha.config.settings import all_sections, locate
 from coloha.config.source import KeyPath, dotted, read

@@ -86,9 +86,8 @@ class Node:
     def watcher(self) -> Vm:
         """A daemon's view of this run."""
         traits = Traits(self.spec.machine, self.spec.accelerator)
-        netdevs = command_line.netdevs(self.spec)
-        replicated = command_line.replicated(self.spec)
-        return Vm(self.run, self.files, netdevs, traits, self.events.append, replicated)
+        plan = command_line.plan(self.spec, self.files)
+        return Vm(self.run, self.files, plan, traits, self.events.append)
 
     def _wired(self, word: str, wire: Wire) -> str:
         """The same word, but on the test's wire instead of a tap."""

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from coloha.config.model import Nic, Vm
+from coloha.config.model import Vm
+from coloha.config.nic import Nic
 from coloha.core.events import Role, Run
 from coloha.qemu.command_line import Files, build, directory_of
 

@@ -15,6 +15,7 @@ from coloha.errors import LaunchError
 from coloha.qemu import command_line
 from coloha.qemu.process import ChildLauncher
 from coloha.qemu.steps import ScriptError
+from tests.qemu import specs
 from tests.qemu.loops import PATIENCE_S, Loop, eventually
 from tests.qemu.pairs import Node, again, epochs, pair
 from tests.qemu.specs import PRIMARY, SECONDARY
@@ -61,6 +62,31 @@ def test_only_what_is_committed_is_said(run: Loop, folder: Path) -> None:
             assert await both.wire.frames(2) == 2, "nothing is forgotten"
             await primary.speak(1)
             assert await both.wire.frames(2) == 2
+
+    run(main())
+
+
+def test_a_nic_that_is_open_holds_nothing(run: Loop, folder: Path) -> None:
+    """On the primary; the secondary's is swallowed like any other, and opened at its promotion."""
+    nics = (specs.nic(0), specs.nic(1, output="open"))
+
+    async def main() -> None:
+        async with pair(folder, nics=nics) as both:
+            primary, secondary = await both.start_both()
+            await both.protect(primary, secondary)
+            await both.wire.frames()
+            await primary.speak(3)
+            assert await both.wire.frames(3) == 3, "those of the open one alone"
+            await secondary.speak(2)
+            assert await both.wire.frames() == 0, "one voice"
+            await epochs(primary, 1)
+            assert await both.wire.frames(3) == 3
+            primary.vm.kill()
+            await eventually(primary.vm.dead.is_set, "the death of the primary")
+            await secondary.do(Script.PROMOTE)
+            await both.wire.frames(2)
+            await secondary.speak(1)
+            assert await both.wire.frames(2) >= 2, "both are heard"
 
     run(main())
 

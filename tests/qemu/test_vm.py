@@ -22,6 +22,7 @@ from coloha.core.events import (
 from coloha.errors import LaunchError
 from coloha.qemu.command_line import Files
 from coloha.qemu.process import ChildLauncher
+from coloha.qemu.scripts import Plan
 from coloha.qemu.steps import Command, ScriptError
 from coloha.qemu.versions import Traits
 from coloha.qemu.vm import STDERR_READ_BYTES, Vm
@@ -39,7 +40,7 @@ class Node:
     def __init__(self, folder: Path, run: Run, traits: Traits) -> None:
         self.events: list[Event] = []
         self.files = Files(folder / run.id)
-        self.vm = Vm(run, self.files, ("net0",), traits, self.events.append)
+        self.vm = Vm(run, self.files, Plan(("net0",)), traits, self.events.append)
 
     async def order(self, name: str, **arguments: object) -> object:
         """Have the fake do something."""

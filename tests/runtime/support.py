@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -71,7 +72,9 @@ class FakeKeeper:
 
     def __init__(self, done: list[str]) -> None:
         self.done = done
-        self.vm = None
+        self.vm: SimpleNamespace | None = None
+        self.storage = SimpleNamespace(torn=None)
+        self.disk_bytes_left = 0
         self.found: Run | None = None
         self.trouble: Exception | None = None
 

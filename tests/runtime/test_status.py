@@ -3,11 +3,13 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from coloha.core.actions import Action
 from coloha.core.events import Event
+from coloha.qemu.steps import Progress
 from coloha.runtime import pair as pair_module
 from coloha.runtime.status import as_dict
 from tests.adapters.support import Runner, eventually
@@ -60,5 +62,33 @@ def test_a_pair_that_runs_and_one_that_failed(
             assert failed["why_not"] == "ZeroDivisionError: a bug"
             assert failed["protected"] is False
             assert failed["record"] == status["record"]
+
+    run(main())
+
+
+def test_how_far_the_disks_are(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with staged(monkeypatch, tmp_path) as stage:
+            await stage.begun()
+            await eventually(lambda: stage.pair.snapshot, "a snapshot")
+            assert (shown(stage)["disks"], shown(stage)["disks_torn"]) == (None, None)
+            vm = {"pid": 1, "answered_at": None, "loaded": 0}
+            since, progress = time.monotonic() - 10, Progress(copied=250, total=1000)
+            stage.keeper.vm = SimpleNamespace(**vm, progress=progress, copying_since=since)
+            stage.keeper.storage.torn = "half a copy"
+            status = shown(stage)
+            assert status["disks"] == {
+                "copied_bytes": 250,
+                "total_bytes": 1000,
+                "bytes_per_s": 25,
+                "left_s": pytest.approx(30, abs=3),
+            }
+            assert status["disks_torn"] == "half a copy"
+            stage.keeper.vm.progress = Progress(copied=0, total=1000)
+            disks = shown(stage)["disks"]
+            assert isinstance(disks, dict)
+            assert disks["left_s"] is None
 
     run(main())
