@@ -164,11 +164,12 @@ def _bytes(job: dict[str, object], key: str) -> int:
 
 
 def _end_mirror(disk: str, *, force: bool = False) -> Generator[Op, object, None]:
-    """End a mirror and forget it. One that is in step ends whole unless forced (block/mirror.c)."""
-    yield from allow(
-        "not found", Command("block-job-cancel", {"device": _job(disk), "force": force})
-    )
-    for _ in range(round(JOB_END_S / MERGE_POLL_S)):
+    """End a mirror and forget it. One that is in step ends whole unless forced (block/mirror.c).
+
+    One that has failed is over already, and refuses to be ended.
+    """
+    cancel = Command("block-job-cancel", {"device": _job(disk), "force": force})
+    for attempt in range(round(JOB_END_S / MERGE_POLL_S)):
         job = (yield from _jobs()).get(_job(disk))
         if job is None:
             return
@@ -177,6 +178,8 @@ def _end_mirror(disk: str, *, force: bool = False) -> Generator[Op, object, None
             if "error" in job and not force:
                 raise ScriptError(Failure.BROKEN, f"disk {disk}: {job['error']}")
             return
+        if attempt == 0:
+            yield from allow("cannot accept command verb", cancel)
         yield Pause(MERGE_POLL_S)
     raise ScriptError(Failure.STALLED, f"disk {disk}: its copy does not end")
 

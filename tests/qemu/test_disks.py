@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -325,6 +326,39 @@ def test_an_overlay_that_is_full(run: Loop, folder: Path) -> None:
             await io(secondary, f"write -P 5 0 {4 * 2**20}")
             await eventually(lambda: bool(secondary.events), "what it says of it")
             assert isinstance(secondary.events[0], DiskFailed)
+
+    run(main())
+
+
+@pytest.mark.parametrize("end", ["connection", "script"])
+def test_a_copy_that_is_interrupted_begins_anew(run: Loop, folder: Path, end: str) -> None:
+    async def main() -> None:
+        async with disk_pair(folder) as both:
+            primary, secondary = await both.start_both()
+            await io(primary, f"write -P 5 0 {SIZE}")
+            fast = primary.vm._plan
+            primary.vm._plan = replace(fast, sync_rate=4 * 2**20)
+            near, far = tcp()
+            await secondary.do(Script.ACCEPT_COLO, channel=far)
+            way = {"peer0": both.relay(secondary)}
+            copying = asyncio.create_task(primary.do(Script.ENTER_COLO, channel=near, images=way))
+            await eventually(lambda: primary.vm.progress is not None, "the copy")
+            if end == "connection":
+                both.relays[0].kill()
+            else:
+                copying.cancel()
+            (ended,) = await asyncio.gather(copying, return_exceptions=True)
+            assert isinstance(ended, ScriptError if end == "connection" else BaseException)
+            await primary.do(Script.LEAVE_COLO)
+            assert await primary.status() == "running"
+            primary.vm._plan = fast
+            await die(secondary)
+            heir = await both.on("b", again(0x51))
+            await both.join(primary, heir)
+            await epochs(primary, 1)
+            await die(primary)
+            await heir.do(Script.PROMOTE)
+            assert await areas(heir) == [5, 5, 5, 5]
 
     run(main())
 
