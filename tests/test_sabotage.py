@@ -109,6 +109,27 @@ CASES = [
         "tests/qemu/test_versions.py",
     ),
     Sabotage(
+        "an order cuts a release short",
+        "coloha/core/handover.py",
+        "return c.script is None or c.script.script is not Script.RELEASE",
+        "return True",
+        "tests/core/test_transcripts.py",
+    ),
+    Sabotage(
+        "a switchover throws away what the guest did last",
+        "coloha/core/handover.py",
+        "return epoch_is_over and c.pacing.started_at >= c.ordered_at",
+        "return epoch_is_over",
+        "tests/core/test_transcripts.py",
+    ),
+    Sabotage(
+        "a VM that is to be alone is protected",
+        "coloha/core/primary.py",
+        "    elif c.durable.alone:\n",
+        "    elif False:\n",
+        "tests/core/test_transcripts.py",
+    ),
+    Sabotage(
         "release without a lease",
         "coloha/core/primary.py",
         "    if c.releasable and c.now < c.pulse.lease_until():",

@@ -1,7 +1,6 @@
 """`coloha failover`: have the other node run the VM, or, by force, this one."""
 
 import argparse
-import sys
 
 from coloha.cli import exits, order
 
@@ -11,9 +10,10 @@ EXAMPLE = """examples:
   coloha failover vm1 --force
 
 It prints the plan and asks. Order it on the node that runs the VM; with failover paused and that
-node silent, on the other one. Force is for a node that shall run the VM of one that is dead for
-good, and, without a witness, for one that cannot know whether the other is. With fencing the other
-host is switched off first; if that fails, the order lapses.
+node silent, on the other one. While both nodes are well, coloha switchover is kinder. Force is for
+a node that shall run the VM of one that is dead for good, and, without a witness, for one that
+cannot know whether the other is. With fencing the other host is switched off first; if that fails,
+the order lapses.
 """
 
 
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --force: the dead node's host is off for certain, it need not be fenced first",
     )
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    order.add_yes(parser)
 
 
 def call(arguments: argparse.Namespace) -> int:
@@ -34,18 +34,8 @@ def call(arguments: argparse.Namespace) -> int:
     wanted = {"forced": arguments.force, "vouched": arguments.host_is_off}
     planned = order.ask(arguments, "failover", **wanted)
     print(f"{arguments.pair}:")
-    for number, step in enumerate(planned["plan"], 1):
-        print(f"  {number}. {step}")
-    if not arguments.yes and not _wanted():
-        print("nothing was done")
+    if not order.confirmed(arguments, planned["plan"]):
         return exits.FAILED
     order.ask(arguments, "failover", **wanted, planned=planned["generation"])
     print("ordered (coloha status --watch shows how it goes)")
     return exits.OK
-
-
-def _wanted() -> bool:
-    if not sys.stdin.isatty():
-        print("nobody can be asked here: add --yes to do it")
-        return False
-    return input("do it? [yes/no] ").strip() == "yes"

@@ -8,6 +8,7 @@ from pathlib import Path
 from coloha import __version__
 from coloha.cli import (
     check,
+    drain,
     events,
     exits,
     failover,
@@ -20,6 +21,9 @@ from coloha.cli import (
     simulate,
     start,
     status,
+    stop,
+    switchover,
+    unprotect,
 )
 from coloha.errors import ColohaError, ConfigError
 
@@ -34,8 +38,8 @@ _EPILOG = """exit codes:
 
 
 _VERBS = (
-    *(run, check, status, events, start),
-    *(failover, pause, resume, protect, replay, schema, simulate),
+    *(run, check, status, events, start, stop, protect, unprotect),
+    *(switchover, drain, failover, pause, resume, replay, schema, simulate),
 )
 
 

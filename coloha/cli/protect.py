@@ -1,4 +1,4 @@
-"""`coloha protect`: try at once to protect a pair that waits before the next attempt."""
+"""`coloha protect`: have a VM protected again, the next attempt at once."""
 
 import argparse
 
@@ -7,7 +7,9 @@ from coloha.cli import order
 EXAMPLE = """example:
   coloha protect vm1
 
-A pair that failed over too often (recovery.flap_limit) waits for this, or for its time.
+For a VM whose protection an operator ended (coloha unprotect, coloha drain), and for one that waits
+before the next attempt: because the last one failed, or it failed over too often
+(recovery.flap_limit).
 """
 
 

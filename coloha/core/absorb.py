@@ -32,9 +32,11 @@ from coloha.core.events import (
     ScriptFailed,
     Started,
     StartRequested,
+    StopRequested,
     SwapDone,
     Timer,
     Unattended,
+    UnprotectRequested,
     WitnessFailed,
 )
 from coloha.core.phases import Phase
@@ -67,6 +69,8 @@ def _heard(c: Context, event: Heard) -> None:
         _hold(c, f"{c.s.peer}'s daemon restarts")
     if c.started and event.peer.pauses > c.durable.pauses:
         _count_pauses(c, event.peer.pauses)
+    if c.started and event.peer.partings > c.durable.partings:
+        _count_partings(c, event.peer.partings)
     if c.started and not c.s.witnessed:
         compare(c, event.peer)
 
@@ -97,6 +101,33 @@ def _pause_requested(c: Context, event: PauseRequested) -> None:
         _count_pauses(c, c.durable.pauses + 1)
 
 
+def _count_partings(c: Context, partings: int) -> None:
+    """Take over a count of unprotects and protects, and say so if that changes anything."""
+    before = c.durable.alone
+    c.persist(replace(c.durable, partings=partings))
+    c.actions.append(Beat())
+    if c.durable.alone and not before:
+        c.tell("alone", "an operator wants the VM to have no secondary", Severity.WARNING)
+    elif before and not c.durable.alone:
+        c.tell("protection-wanted", "an operator wants the VM protected")
+
+
+def _unprotect_requested(c: Context, event: UnprotectRequested) -> None:
+    del event
+    if not c.durable.alone:
+        _count_partings(c, c.durable.partings + 1)
+
+
+def _stop_requested(c: Context, event: StopRequested) -> None:
+    if c.record is None or c.record.primary != c.s.me or c.run is None:
+        return
+    if event.hard:
+        c.guest_shutdown = c.cut_short = True
+        c.tell("stopped", "an operator switched the VM off", Severity.WARNING)
+    else:
+        c.power_down = True
+
+
 def _failover_requested(c: Context, event: FailoverRequested) -> None:
     c.ordered = event
     c.ordered_at = c.now
@@ -104,6 +135,8 @@ def _failover_requested(c: Context, event: FailoverRequested) -> None:
 
 def _protect_requested(c: Context, event: ProtectRequested) -> None:
     del event
+    if c.durable.alone:
+        _count_partings(c, c.durable.partings + 1)
     c.turns.clear()
     c.protect_backoff.reset()
     c.protect_at = c.now
@@ -326,6 +359,8 @@ _ABSORBERS: dict[type, Callable[[Context, Any], None]] = {
     PauseRequested: _pause_requested,
     FailoverRequested: _failover_requested,
     ProtectRequested: _protect_requested,
+    UnprotectRequested: _unprotect_requested,
+    StopRequested: _stop_requested,
 }
 
 

@@ -32,6 +32,8 @@ class Script(StrEnum):
     """Secondary: take the channel of the session as the incoming migration."""
     AWAIT_COLO = "await-colo"
     """Secondary: until the first copy is loaded and COLO runs."""
+    POWER_DOWN = "power-down"
+    """Press the guest's power button."""
     PROMOTE = "promote"
     """Secondary: become the VM; open the output and announce it."""
 

@@ -285,7 +285,7 @@ def launch(c: Context, role: Role, session: int | None) -> None:
     number = session if session is not None else c.new_number()
     c.run = Run(f"{letter}-{number:x}", role, session)
     c.alive = False
-    c.guest_shutdown = False
+    c.guest_shutdown = c.cut_short = c.power_down = False
     c.colo_exited = False
     c.copy_bad = None
     c.disk_failed = None
@@ -328,7 +328,8 @@ def kill(c: Context) -> None:
 
 def off(c: Context) -> None:
     """The guest is off: see to it that nobody takes that for a failure; wait for an operator."""
-    if c.run is not None and c.now >= max(c.again_at, c.phase_since + SHUTDOWN_S):
+    dead_by = c.phase_since + (0.0 if c.cut_short else SHUTDOWN_S)
+    if c.run is not None and c.now >= max(c.again_at, dead_by):
         c.actions.append(Kill(c.run))
         c.again_at = c.now + KILL_AGAIN_S
     if c.record is not None and c.record.primary == c.s.peer:
@@ -336,7 +337,7 @@ def off(c: Context) -> None:
     elif not own(c):
         pass
     elif c.run is not None:
-        c.wait("QEMU to exit", max(c.again_at, c.phase_since + SHUTDOWN_S))
+        c.wait("QEMU to exit", max(c.again_at, dead_by))
     elif c.durable.off:
         c.session = None
         c.wait("an operator: coloha start")

@@ -129,6 +129,8 @@ class Context:
     ordered: FailoverRequested | None = None
     """What an operator ordered and this phase has not yet done."""
     ordered_at: float = 0.0
+    offered_at: float | None = None
+    """Since when this node offers the VM to the other one."""
     by_order: bool = False
     """This node claims because an operator ordered it, paused or not."""
     durable: Durable = field(default_factory=Durable)
@@ -160,6 +162,10 @@ class Context:
     alive: bool = False
     """The QEMU of `run` has answered."""
     guest_shutdown: bool = False
+    cut_short: bool = False
+    """An operator switched the VM off; the guest was not asked."""
+    power_down: bool = False
+    """The guest is to be asked to switch itself off."""
     colo_exited: bool = False
     copy_bad: str | None = None
     disk_failed: DiskFailed | None = None
@@ -324,7 +330,7 @@ class Context:
         self.phase_since = self.now
         self.waiting = None
         self.waiting_until = None
-        self.ordered = None
+        self.ordered = self.offered_at = None
         self.again_at = self.now
         self.tries = 0
         self.checked = False

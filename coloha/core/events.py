@@ -35,6 +35,7 @@ class Durable:
     session for which this node, as primary, asked the witness to say protected in that generation:
     such a swap may be made late, so the generation must end before output may flow freely again.
     `pauses` counts the operator's pauses and resumes, on both nodes together; see `Durable.paused`.
+    `partings` counts the operator's unprotects and protects likewise; see `Durable.alone`.
     `record` is this node's copy of the record, if there is no witness that holds it (R7).
     """
 
@@ -44,7 +45,13 @@ class Durable:
     asked: int | None = None
     off: bool = False
     pauses: int = 0
+    partings: int = 0
     record: Record | None = None
+
+    @property
+    def alone(self) -> bool:
+        """Whether an operator wants the VM to have no secondary: the count is odd."""
+        return self.partings % 2 == 1
 
     @property
     def paused(self) -> bool:
@@ -92,7 +99,9 @@ class PeerState:
     whose copy it lost. `following`: its QEMU is in COLO as secondary and may be promoted. `pulse`
     grows with the machine's progress (a sender that stands still is not alive); `echo` is the
     newest pulse it heard from the receiver, 0 for none. `restarting`: the sender's daemon stops and
-    means to be back. `pauses` is `Durable.pauses`.
+    means to be back. `pauses` and `partings` are those of `Durable`.
+
+    `offers`: an operator wants the receiver to take over the session, and this is the time.
 
     Without a witness: `record` is the sender's copy of the record. `living`: it has a QEMU of this
     pair. `claims`: it goes on alone if it can. To a primary whose QEMU lives the receiver is to
@@ -111,9 +120,11 @@ class PeerState:
     echo: int
     restarting: bool = False
     pauses: int = 0
+    partings: int = 0
     record: Record | None = None
     living: bool = False
     claims: bool = False
+    offers: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,17 +334,32 @@ class FailoverRequested:
 
     `generation` is the one of the record that the operator was shown: in another one the order
     means nothing. `vouched`: the operator has seen to it that the other host is off, so it need not
-    be fenced first.
+    be fenced first. `gently`: after one more commit, with nothing held back that clients wait for.
     """
 
     forced: bool
     generation: int
     vouched: bool = False
+    gently: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class ProtectRequested:
-    """An operator wants the next attempt to protect the VM now."""
+    """An operator wants the VM protected, the next attempt now."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnprotectRequested:
+    """An operator wants the VM to have no secondary, until it is to be protected again."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopRequested:
+    """An operator wants the VM off: the guest is asked to switch itself off, or, `hard`, it is
+    switched off at once.
+    """
+
+    hard: bool
 
 
 Event = (
@@ -363,4 +389,6 @@ Event = (
     | PauseRequested
     | FailoverRequested
     | ProtectRequested
+    | UnprotectRequested
+    | StopRequested
 )

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from coloha.core import handover
 from coloha.core.actions import Invite, Script, Severity
 from coloha.core.common import forced, insist, launch, yield_lost
 from coloha.core.context import Context, Fencing, OnSilence
@@ -16,6 +17,8 @@ LEAVE_TRIES = 12
 YIELD_REREAD_S = 1.0
 CHECK_S = 1.0
 HUNG = "QEMU does not answer"
+UNWANTED = "an operator wants the VM to have no secondary"
+POWER_DOWN_S = 2.0
 
 
 def boot(c: Context) -> None:
@@ -76,6 +79,9 @@ def solo(c: Context) -> None:
         c.go(Phase.ADOPT)  # the monitor closed while QEMU lives: connect to it anew
     elif not _answers(c, outcome):
         c.wait("QEMU to answer")
+    elif c.durable.alone:
+        c.trouble = UNWANTED
+        c.wait("an operator: coloha protect")
     elif peer is None:
         c.trouble = _silence(c)
         c.wait(f"{c.s.peer} to be heard")
@@ -123,6 +129,8 @@ def _answers(c: Context, outcome: ScriptDone | ScriptFailed | None) -> bool:
     elif isinstance(outcome, ScriptDone) and c.trouble == HUNG:
         c.trouble = None
         c.tell("answers-again", "QEMU answers again")
+    if _powers_down(c):
+        return True
     if c.script is None and c.now >= c.again_at:
         c.start(Script.CHECK, CHECK_S)
         c.again_at = c.now + CHECK_S
@@ -130,9 +138,21 @@ def _answers(c: Context, outcome: ScriptDone | ScriptFailed | None) -> bool:
     return c.trouble != HUNG
 
 
+def _powers_down(c: Context) -> bool:
+    """If the guest is to be asked to switch itself off and QEMU is idle, do so; return True."""
+    if not c.power_down or c.script is not None:
+        return False
+    c.power_down = False
+    c.tell("power-down", "the guest is asked to switch itself off, as an operator ordered")
+    c.start(Script.POWER_DOWN, POWER_DOWN_S)
+    return True
+
+
 def _not_now(c: Context, why: str) -> None:
     """Take note that an attempt to protect failed."""
     c.trouble = why
+    if c.durable.alone:
+        return
     c.protect_at = c.now + c.protect_backoff.next()
     c.tell("protect-failed", why, Severity.WARNING)
 
@@ -156,7 +176,7 @@ def sync(c: Context) -> None:
     if _gone(c):
         return
     outcome = c.finished(Script.ENTER_COLO)
-    why = _partner_lost(c)
+    why = UNWANTED if c.durable.alone else _partner_lost(c)
     if isinstance(outcome, ScriptFailed):
         why = outcome.reason
     elif isinstance(outcome, ScriptDone):
@@ -244,12 +264,16 @@ def _epochs(c: Context) -> str | None:
     c.wake(c.committed_at + c.s.stall_timeout_s)
     if c.script is not None:
         return None
+    if c.durable.alone:
+        return UNWANTED
     if c.releasable and c.now < c.pulse.lease_until():
         c.releasable = False
         c.start(Script.RELEASE, c.s.stall_timeout_s)
-    elif c.leaving:
-        pass  # the next life of this daemon begins the next epoch
-    elif c.now >= c.pacing.due_at():
+    elif c.leaving or _powers_down(c):
+        pass  # the next epoch comes after that, or is begun by the next life of this daemon
+    elif handover.due(c):
+        pass  # it is the last
+    elif c.now >= c.pacing.due_at() or handover.ends_gently(c):
         c.releasable = False
         c.pacing.begin(c.now)
         c.start(Script.EPOCH, c.s.stall_timeout_s)
@@ -321,9 +345,8 @@ def protected(c: Context) -> None:
     c.watch_record()
     # A swap of unknown outcome may have been made after all.
     broken = _epochs(c) if c.guarded else "the record says that there is no secondary"
-    if broken is None and c.ordered_here(forced=False) and c.may_hand_over:
-        c.tell("failover-ordered", f"QEMU is killed, {c.s.peer} takes over", Severity.WARNING)
-        c.go(Phase.KILL)
+    if broken is None and handover.due(c):
+        handover.carry_out(c)
         return
     if broken is None:
         c.wait("the next epoch")

@@ -1,9 +1,10 @@
 """Phases of the node that follows, up to the moment when it speaks."""
 
-from coloha.core.actions import Admit, DropChannel, Script, Severity
+from coloha.core.actions import Admit, Beat, DropChannel, Script, Severity
 from coloha.core.common import forced, insist, refuse
 from coloha.core.context import Context, Fencing, OnSilence
 from coloha.core.events import Failure, ScriptDone, ScriptFailed
+from coloha.core.handover import offered
 from coloha.core.ownership import entitled, own
 from coloha.core.phases import Phase
 
@@ -111,8 +112,8 @@ def follow(c: Context) -> None:
     peer = c.heard
     if not _guards(c) and peer is not None and peer.phase is Phase.PROTECTED:
         c.hint()
-    ordered = c.ordered_here(forced=False)
-    may_claim = _may_claim(c)
+    ordered = c.ordered_here(forced=False) or offered(c)
+    may_claim = _may_claim(c) or (offered(c) and _guards(c))
     if may_claim and c.paused and not ordered:
         c.watch_record()
         c.wait("an operator: failover is paused (coloha resume, or coloha failover)")
@@ -215,6 +216,8 @@ def claim(c: Context) -> None:
     elif c.copy_bad is not None:
         c.go(Phase.KILL)
     elif c.owned or _taken(c):
+        if c.durable.generation != record.generation:
+            c.actions.append(Beat())  # a primary that lives waits for that
         own(c)
         if _may_speak(c):
             c.tell("claimed", f"{c.s.peer} is gone: this node takes over", Severity.WARNING)
@@ -235,7 +238,7 @@ def _ask_for_generation(c: Context) -> None:
         c.wait("the witness")
     elif c.paused and not c.by_order and not c.doubt:
         _back_to_follow(c)
-    elif not c.peer_gone and not c.doubt:
+    elif not (c.peer_gone or c.doubt or offered(c)):
         c.tell("recovered", f"{c.s.peer} is heard again; following goes on")
         _back_to_follow(c)
     elif _guards(c):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from coloha.core.context import Context, Fencing
 from coloha.core.events import PeerState
+from coloha.core.handover import offers
 from coloha.core.phases import Phase
 
 _PRIMARY = frozenset(
@@ -123,7 +124,9 @@ def wire(c: Context) -> PeerState:
         echo=c.detector.pulse or 0,
         restarting=c.leaving,
         pauses=c.durable.pauses,
+        partings=c.durable.partings,
         record=c.durable.record,
         living=c.run is not None,
         claims=_claims(c),
+        offers=offers(c),
     )

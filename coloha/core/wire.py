@@ -14,9 +14,9 @@
                   accepted of it, else 0
         56    16  candidate: a receiver's nonce seen, but not proven, and its newest sequence,
                   else 0
-        72    79  per pair: name hash, generation, session, gave up, commits, pulse, echo (8
+        72    83  per pair: name hash, generation, session, gave up, commits, pulse, echo (8
                   each); the record's lineage and session, without a witness, else 0 (8 each);
-                  pauses 4, flags 2, phase 1
+                  pauses 4, partings 4, flags 2, phase 1
        end    32  HMAC-SHA256 over all that precedes, under the shared key
 
 A datagram counts only if it carries this node's own nonce in `echo` or `candidate`: it was then
@@ -44,18 +44,19 @@ from coloha.core.events import PeerState
 from coloha.core.phases import Phase
 from coloha.core.record import Record
 
-MAX_PAIRS = 17
+MAX_PAIRS = 16
 """Pairs a datagram carries: with more it would not fit an Ethernet frame."""
 
 _MAGIC = b"CoHA"
-_VERSION = 1
+_VERSION = 2
 _HEADER = struct.Struct("!4sBBBx8s8sQQQQQQ")
-_PAIR = struct.Struct("!8sQQQQQQQQIHB")
+_PAIR = struct.Struct("!8sQQQQQQQQIIHB")
 _MAC_BYTES = 32
 _PHASES = tuple(Phase)
 _OWNER, _FOLLOWING, _COLO_EXITED = 1, 2, 4
 _HAS_SESSION, _HAS_GIVEN_UP, _RESTARTING = 8, 16, 32
 _HAS_RECORD, _PROTECTED, _LIVING, _CLAIMS = 64, 128, 256, 512
+_OFFERS = 1024
 
 
 class Reject(StrEnum):
@@ -146,7 +147,9 @@ class Link:
         return dict(self._unpack_pair(body, k * _PAIR.size) for k in range(count))
 
     def _unpack_pair(self, body: bytes, offset: int) -> tuple[bytes, PeerState]:
-        name, *numbers, lineage, protects, pauses, flags, phase = _PAIR.unpack_from(body, offset)
+        name, *numbers, lineage, protects, pauses, partings, flags, phase = _PAIR.unpack_from(
+            body, offset
+        )
         generation, session, gave_up, committed, pulse, echo = numbers
         if phase >= len(_PHASES):
             raise RejectedError(Reject.MALFORMED)
@@ -171,9 +174,11 @@ class Link:
             echo=echo,
             restarting=bool(flags & _RESTARTING),
             pauses=pauses,
+            partings=partings,
             record=record,
             living=bool(flags & _LIVING),
             claims=bool(flags & _CLAIMS),
+            offers=bool(flags & _OFFERS),
         )
 
     def _notice(self, nonce: int, sequence: int, answered: Mapping[int, int]) -> None:
@@ -233,6 +238,7 @@ def _pack_pair(name: str, state: PeerState) -> bytes:
         | _PROTECTED * (record is not None and record.protected)
         | _LIVING * state.living
         | _CLAIMS * state.claims
+        | _OFFERS * state.offers
     )
     return _PAIR.pack(
         name_hash(name),
@@ -245,6 +251,7 @@ def _pack_pair(name: str, state: PeerState) -> bytes:
         int(record.lineage, 16) if record is not None else 0,
         (record.session if record is not None else None) or 0,
         state.pauses,
+        state.partings,
         flags,
         _PHASES.index(state.phase),
     )

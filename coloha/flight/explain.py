@@ -32,8 +32,10 @@ from coloha.core.events import (
     ScriptFailed,
     Started,
     StartRequested,
+    StopRequested,
     SwapDone,
     Unattended,
+    UnprotectRequested,
     WitnessFailed,
 )
 from coloha.core.phases import Phase
@@ -204,9 +206,16 @@ class _Teller:
                 return "an operator asked to start the VM"
             case PauseRequested(paused=paused):
                 return f"an operator {'paused' if paused else 'resumed'} failover"
-            case FailoverRequested(forced=forced):
-                where = f"on {me} at any price" if forced else "on the other node"
-                return f"an operator wants the VM {where}"
+            case FailoverRequested(forced=True):
+                return f"an operator wants the VM on {me} at any price"
+            case FailoverRequested(gently=gently):
+                how = " after one more commit" if gently else ""
+                return f"an operator wants the VM on the other node{how}"
+            case UnprotectRequested():
+                return "an operator wants the VM to have no secondary"
+            case StopRequested(hard=hard):
+                how = "switched off" if hard else "to switch itself off"
+                return f"an operator wants the VM {how}"
             case ProtectRequested():
                 return "an operator wants the VM protected now"
         return None
@@ -238,6 +247,9 @@ class _Teller:
         if peer.pauses > before.pauses:
             what = "paused" if peer.pauses % 2 else "resumed"
             self._tell(step.at, f"{name} says that an operator {what} failover")
+        if peer.partings > before.partings:
+            what = "no secondary" if peer.partings % 2 else "a secondary"
+            self._tell(step.at, f"{name} says that an operator wants {what}")
         if peer.colo_exited and not before.colo_exited:
             self._tell(step.at, f"{name} says that its QEMU left COLO")
         if peer.owner and (not before.owner or peer.generation > before.generation):

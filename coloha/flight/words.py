@@ -55,6 +55,7 @@ _WORKS = {
     Script.ACCEPT_COLO: "to take the channel",
     Script.AWAIT_COLO: "to receive the copy",
     Script.PROMOTE: "to become the VM",
+    Script.POWER_DOWN: "to press the guest's power button",
 }
 
 

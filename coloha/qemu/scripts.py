@@ -342,6 +342,12 @@ def _colo_over() -> Generator[Op, object, bool]:
     return (yield from query("query-colo-status", "mode")) == ColoMode.NONE
 
 
+def power_down() -> Steps:
+    """Press the guest's power button."""
+    yield from do("system_powerdown")
+    return None
+
+
 def write(script: Script, plan: Plan, timeout_s: float, tape: Tape) -> Steps:
     """Return the steps of a script."""
     match script:
@@ -363,5 +369,7 @@ def write(script: Script, plan: Plan, timeout_s: float, tape: Tape) -> Steps:
             return accept_colo(plan)
         case Script.AWAIT_COLO:
             return await_colo(timeout_s)
+        case Script.POWER_DOWN:
+            return power_down()
         case Script.PROMOTE:
             return promote(plan, timeout_s)

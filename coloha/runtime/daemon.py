@@ -28,7 +28,13 @@ from coloha.adapters.watchdog import Watchdog
 from coloha.adapters.witness import Witness
 from coloha.config import Config, PairConfig, changed_settings, live_settings, read_key
 from coloha.core.actions import Severity
-from coloha.core.events import PauseRequested, PeerState, ProtectRequested
+from coloha.core.events import (
+    FailoverRequested,
+    PauseRequested,
+    PeerState,
+    ProtectRequested,
+    UnprotectRequested,
+)
 from coloha.core.wire import Link
 from coloha.errors import ConfigError, OrderError, StartError
 from coloha.runtime.metrics import Metrics, Totals
@@ -98,6 +104,8 @@ class Daemon:
                 "pause": self._order,
                 "resume": self._order,
                 "protect": self._order,
+                "unprotect": self._order,
+                "stop": self._order,
                 "failover": self._failover,
             }
         )
@@ -337,6 +345,10 @@ class Daemon:
                     pair.start()
                 case "protect":
                     pair.order(ProtectRequested())
+                case "unprotect":
+                    pair.order(UnprotectRequested())
+                case "stop":
+                    pair.stop(hard=bool(request.get("hard")))
                 case verb:
                     pair.order(PauseRequested(verb == "pause"))
         except OrderError as error:
@@ -348,11 +360,13 @@ class Daemon:
         planned = request.get("planned")
         try:
             pair = self._named(request)
-            plan = pair.failover(
+            order = FailoverRequested(
                 forced=bool(request.get("forced")),
-                planned=planned,
+                generation=planned if isinstance(planned, int) else 0,
                 vouched=bool(request.get("vouched")),
+                gently=bool(request.get("gently")),
             )
+            plan = pair.failover(order, planned=planned is not None)
         except OrderError as error:
             yield {"error": str(error)}
         else:

@@ -1,32 +1,54 @@
 """What an operator may order, what it would do, and why it is refused: as sentences, first."""
 
 from coloha.core.context import Fencing
+from coloha.core.events import FailoverRequested
 from coloha.core.phases import Phase
 from coloha.core.snapshot import Snapshot
 from coloha.errors import OrderError
 
 
-def failover_plan(s: Snapshot, now: float, *, forced: bool, vouched: bool = False) -> list[str]:
-    """Return what `coloha failover` would do now, step by step.
-
-    `vouched`: the operator has seen to it that the other host is off.
+def failover_plan(s: Snapshot, now: float, order: FailoverRequested) -> list[str]:
+    """Return what an order to fail over would do now, step by step.
 
     :raises OrderError: if it would not be done, with the reason and what to do instead.
     """
-    return _forced(s, vouched=vouched) if forced else _handed_over(s, now)
+    return _forced(s, vouched=order.vouched) if order.forced else _handed_over(s, now, order)
 
 
-def _handed_over(s: Snapshot, now: float) -> list[str]:
+def stop_plan(s: Snapshot) -> None:
+    """See that this node can stop the VM.
+
+    :raises OrderError: if it cannot, with the reason and what to do instead.
+    """
+    if s.phase is Phase.OFF:
+        raise OrderError("the VM is off")
+    if s.role == "secondary":
+        raise OrderError(f"{s.node} follows: order it on {s.peer}, which runs the VM")
+    if s.role != "primary" or s.run is None:
+        raise OrderError(f"{s.node} does not run the VM, it is in phase {s.phase}")
+
+
+def _handed_over(s: Snapshot, now: float, order: FailoverRequested) -> list[str]:
     peer = s.peer
-    if s.phase is Phase.PROTECTED and not s.paused:
+    if s.phase is Phase.PROTECTED and (s.witnessed or not s.paused):
         age = "" if s.committed_at is None else f", {(now - s.committed_at) * 1000:.0f} ms ago"
-        return [
+        first = (
             f"{s.node} kills its QEMU. The guest loses what it did since its last commit{age};"
-            " clients have seen nothing newer",
+            " clients have seen nothing newer"
+        )
+        if order.gently:
+            first = f"{s.node} makes one more commit, lets its output go, and stops"
+        return [
+            first,
             f"{peer} takes generation {s.generation + 1} and runs the VM from that commit",
             f"{s.node} becomes the secondary, with a full copy of the VM; until then the VM is not"
             " protected",
         ]
+    if order.gently:
+        raise OrderError(
+            f"only a protected VM can change over, and only the node that runs it can be told;"
+            f" {s.node} is in phase {s.phase}" + (f" ({s.why_not})" if s.why_not else "")
+        )
     if s.phase is Phase.FOLLOW and s.paused and s.peer_gone:
         agrees = ", if the witness agrees" if s.witnessed else ""
         return [

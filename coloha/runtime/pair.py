@@ -55,9 +55,11 @@ from coloha.core.events import (
     ScriptDone,
     Started,
     StartRequested,
+    StopRequested,
     SwapDone,
     Timer,
     Unattended,
+    UnprotectRequested,
     WitnessFailed,
 )
 from coloha.core.machine import PairMachine
@@ -67,7 +69,7 @@ from coloha.errors import ColohaError, OrderError, StoreError
 from coloha.runtime.keeper import Keeper
 from coloha.runtime.metrics import Metrics, PairGauges
 from coloha.runtime.occurrences import Occurrences
-from coloha.runtime.orders import failover_plan
+from coloha.runtime.orders import failover_plan, stop_plan
 from coloha.runtime.recorder import Recorder
 from coloha.runtime.store import Store
 from coloha.runtime.watchman import Watchman
@@ -190,7 +192,15 @@ class PairRuntime:
                 "started"
             )
 
-    def order(self, event: PauseRequested | ProtectRequested) -> None:
+    def stop(self, *, hard: bool) -> None:
+        """Have the guest switch itself off, or, `hard`, switch the VM off.
+
+        :raises OrderError: if this node does not run it.
+        """
+        stop_plan(self._see_pumping())
+        self.post(StopRequested(hard))
+
+    def order(self, event: PauseRequested | ProtectRequested | UnprotectRequested) -> None:
         """Do as an operator says.
 
         :raises OrderError: if there is no pump to do it.
@@ -198,21 +208,21 @@ class PairRuntime:
         self._see_pumping()
         self.post(event)
 
-    def failover(self, *, forced: bool, planned: int | None, vouched: bool = False) -> list[str]:
-        """Return what a failover would do now; do it if `planned`, the generation that an operator
-        was shown a plan for, is still the one.
+    def failover(self, order: FailoverRequested, *, planned: bool) -> list[str]:
+        """Return what a failover would do now; do it if it is `planned`, and the generation that
+        the operator was shown a plan for is still the one.
 
         :raises OrderError: if it is refused.
         """
         snapshot = self._see_pumping()
-        plan = failover_plan(snapshot, time.monotonic(), forced=forced, vouched=vouched)
+        plan = failover_plan(snapshot, time.monotonic(), order)
         torn = self.keeper.storage.torn
-        if forced and snapshot.phase is not Phase.FOLLOW and torn is not None:
+        if order.forced and snapshot.phase is not Phase.FOLLOW and torn is not None:
             raise OrderError(f"the disks here are not whole ({torn}): nothing can boot from them")
-        if planned is not None:
-            if planned != snapshot.generation:
+        if planned:
+            if order.generation != snapshot.generation:
                 raise OrderError(f"the generation is {snapshot.generation} by now: look again")
-            self.post(FailoverRequested(forced, planned, vouched))
+            self.post(order)
         return plan
 
     def leave(self) -> None:

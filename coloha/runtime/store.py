@@ -77,7 +77,7 @@ class Store:
         return self._directory / f"{pair}.json"
 
 
-_ADDED = {"pauses": 0, "record": None}
+_ADDED = {"pauses": 0, "partings": 0, "record": None}
 """Left out by earlier versions."""
 
 _CODEC = codec(Durable)

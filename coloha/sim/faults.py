@@ -102,10 +102,17 @@ KINDS: dict[str, Kind] = {
     ),
     "image-behind": Kind("the primary's disk misses a write", usual=False, pair=True),
     "copy-failed": Kind("the secondary's guest sees its disk fail", usual=False, pair=True),
+    "switchover": Kind("an operator wants the VM on the other node", usual=False, pair=True),
+    "failover": Kind("an operator wants that at once", usual=False, pair=True),
+    "unprotect": Kind("an operator wants no secondary for so long", (0.1, 4.0), usual=False),
+    "power-down": Kind("an operator has the guest switch itself off", usual=False, pair=True),
+    "power-off": Kind("an operator switches the VM off", usual=False, pair=True),
     "clock-pause": Kind("the host and its monotonic clock stand still", (0.3, 4.0), usual=False),
 }
 DISKS = ("image-missed", "image-behind", "copy-failed")
 """What happens to VMs with replicated disks. The disks themselves are not modelled."""
+ORDERS = ("switchover", "failover", "unprotect", "power-down", "power-off")
+"""What an operator orders of a VM that runs."""
 USUAL = tuple(name for name, kind in KINDS.items() if kind.usual and not kind.fencing)
 FENCING = tuple(name for name, kind in KINDS.items() if kind.fencing)
 

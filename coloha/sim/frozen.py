@@ -47,7 +47,15 @@ _OLD = -100.0
 
 _TIMES: dict[type, tuple[str, ...]] = {
     Context: (
-        *("phase_since", "ordered_at", "read_at", "witness_retry_at", "spoken_at", "invited_at"),
+        *(
+            "phase_since",
+            "ordered_at",
+            "offered_at",
+            "read_at",
+            "witness_retry_at",
+            "spoken_at",
+            "invited_at",
+        ),
         *("protect_at", "boot_at", "again_at", "committed_at"),
         *("fence_asked_at", "fence_retry_at", "fence_failed_at", "fenced_at"),
     ),

@@ -4,7 +4,14 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from coloha.core.events import Durable
+from coloha.core.events import (
+    Durable,
+    FailoverRequested,
+    ProtectRequested,
+    StopRequested,
+    UnprotectRequested,
+)
+from coloha.core.phases import Phase
 from coloha.sim.faults import NODES, Fault
 from coloha.sim.node import Node
 from coloha.sim.qemu import Qemu
@@ -275,13 +282,44 @@ class Happenings:
             qemu.say("RESUME")
 
     def _guest_shutdown(self, _: Node, __: Fault) -> None:
-        world = self._world
-        qemu = world.judge.voice
+        qemu = self._world.judge.voice
         if qemu is None or qemu.status != "running" or qemu.frozen or not qemu.alive:
             return
-        qemu.off = True
-        qemu.say("SHUTDOWN")
-        world.at(0.01, world.qemu_dies, qemu, "its guest switched itself off")
+        qemu.guest_ends()
+
+    # Orders
+
+    def _speaker(self) -> Node | None:
+        """Return the node whose guest is heard, if its daemon can be asked."""
+        voice = self._world.judge.voice
+        return voice.node if voice is not None and voice.node.daemon is not None else None
+
+    def _switchover(self, _: Node, fault: Fault) -> None:
+        node, record = self._speaker(), self._world.witness.record
+        if node is not None and node.daemon is not None and record is not None:
+            gently = fault.kind == "switchover"
+            order = FailoverRequested(forced=False, generation=record.generation, gently=gently)
+            node.daemon.post(order)
+
+    def _unprotect(self, node: Node, _: Fault) -> Callable[[], None]:
+        if node.daemon is not None:
+            node.daemon.post(UnprotectRequested())
+        return lambda: self._protect_again(node)
+
+    def _protect_again(self, node: Node) -> None:
+        """Order it until a daemon is there to take it."""
+        if node.daemon is None or node.daemon.phase is Phase.INIT:
+            self._world.at(0.5, self._protect_again, node)
+        else:
+            node.daemon.post(ProtectRequested())
+
+    def _power_down(self, _: Node, fault: Fault) -> None:
+        node, voice = self._speaker(), self._world.judge.voice
+        if node is None or node.daemon is None or voice is None:
+            return
+        hard = fault.kind == "power-off"
+        voice.off = voice.off or hard
+        node.daemon.post(StopRequested(hard))
 
 
 def _counted(faults: Counter[str], node: Node) -> Callable[[], None]:
@@ -329,5 +367,10 @@ _BEGIN: dict[str, Callable[[Happenings, Node, Fault], Callable[[], None] | None]
     "image-missed": Happenings._image_missed,
     "image-behind": Happenings._image_behind,
     "copy-failed": Happenings._copy_failed,
+    "switchover": Happenings._switchover,
+    "failover": Happenings._switchover,
+    "unprotect": Happenings._unprotect,
+    "power-down": Happenings._power_down,
+    "power-off": Happenings._power_down,
     "clock-pause": Happenings._clock_pause,
 }

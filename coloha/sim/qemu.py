@@ -353,6 +353,20 @@ class Qemu:
             self.world.judge.promoted(self)
         self.resume()
 
+    def guest_ends(self) -> None:
+        """Have the guest switch itself off."""
+        self.off = True
+        self.say("SHUTDOWN")
+        self.world.at(0.01, self.world.qemu_dies, self, "its guest switched itself off")
+
+    def _system_powerdown(self, _: Any) -> object:
+        self.world.at(self.world.latency(0.3), self._heed)
+        return {}
+
+    def _heed(self) -> None:
+        if self.alive and self.status == "running" and not self.frozen and not self.off:
+            self.guest_ends()
+
     def _stop(self, _: Any) -> object:
         if self.status == "running":
             self.status = "paused"
@@ -422,6 +436,7 @@ _COMMANDS: dict[str, Callable[[Qemu, Any], object]] = {
     "yank": Qemu._yank,
     "x-colo-lost-heartbeat": Qemu._lost_heartbeat,
     "announce-self": Qemu._nothing,
+    "system_powerdown": Qemu._system_powerdown,
     "stop": Qemu._stop,
     "cont": Qemu._cont,
 }

@@ -20,5 +20,6 @@ mkdir -p "$work/debs" "$work/root" "$work/new/modules"
 (cd "$work/debs" && debian_apt download "$kernel")
 dpkg -x "$work"/debs/*.deb "$work/root"
 cp "$work"/root/boot/vmlinuz-* "$work/new/vmlinuz"
-python3 "$(dirname "$0")/modules.py" "$work/root" "$work/new/modules" virtio_pci virtio_net virtio_blk ext4
+python3 "$(dirname "$0")/modules.py" "$work/root" "$work/new/modules" virtio_pci virtio_net virtio_blk ext4 \
+  button evdev
 whole_end

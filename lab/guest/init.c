@@ -9,6 +9,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/input.h>
 #include <net/if.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -113,11 +114,33 @@ static struct in_addr configure(const char *name, const char *key, char *cidr)
     return broadcast;
 }
 
+/* Switches the machine off when its power button is pressed: a process that waits for that. */
+static void heed_power_button(void)
+{
+    struct input_event event;
+    char path[32], name[64] = "";
+    int fd = -1;
+    for (int k = 0; k < 8 && strcmp(name, "Power Button"); k++) {
+        close(fd);
+        snprintf(path, sizeof path, "/dev/input/event%d", k);
+        fd = open(path, O_RDONLY | O_CLOEXEC);
+        if (fd < 0 || ioctl(fd, EVIOCGNAME(sizeof name), name) < 0)
+            *name = 0;
+    }
+    if (strcmp(name, "Power Button"))
+        dprintf(STDERR_FILENO, "lab guest: there is no power button\n");
+    else if (fork() == 0)
+        while (read(fd, &event, sizeof event) == sizeof event)
+            if (event.type == EV_KEY && event.code == KEY_POWER) {
+                sync();
+                reboot(RB_POWER_OFF);
+            }
+    close(fd);
+}
+
 /* Mounts the first disks: /dev/vda at /disk0, and so on. */
 static void mount_disks(int disks)
 {
-    if (disks > 0 && mount("devtmpfs", "/dev", "devtmpfs", 0, 0) < 0)
-        die("/dev");
     for (int k = 0; k < disks; k++) {
         char device[] = "/dev/vda", place[] = "/disk0";
         device[sizeof device - 2] += k;
@@ -149,6 +172,9 @@ int main(void)
     option(words, "logs", disks, sizeof disks);
     silence_ipv6();
     load_modules();
+    if (mount("devtmpfs", "/dev", "devtmpfs", 0, 0) < 0)
+        die("/dev");
+    heed_power_button();
     logs = atoi(disks);
     mount_disks(logs);
     bring_up("lo");

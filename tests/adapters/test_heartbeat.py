@@ -231,7 +231,7 @@ def test_strangers_are_counted_by_reason_and_change_nothing(run: Runner) -> None
                 "stranger": made("gamma", "alpha"),
                 Reject.KEY: made("beta", "alpha", OTHER_KEY),
                 Reject.NAMES: made("beta", "gamma"),
-                Reject.VERSION: genuine[:4] + b"\x02" + genuine[5:],
+                Reject.VERSION: genuine[:4] + b"\x01" + genuine[5:],
                 Reject.MAC: genuine[:-1] + bytes([genuine[-1] ^ 1]),
                 Reject.MALFORMED: genuine[:-1],
                 Reject.REPLAY: genuine,

@@ -141,7 +141,7 @@ def test_each_reason_has_its_cause() -> None:
     elsewhere = Link("alpha", "gamma", KEY, nonce=3003)
     other_key = Link("alpha", "beta", OTHER_KEY, nonce=3003)
     good = alpha.pack({"vm": state()})
-    assert rejection(beta, good[:4] + b"\x02" + good[5:]) is Reject.VERSION
+    assert rejection(beta, good[:4] + b"\x01" + good[5:]) is Reject.VERSION
     assert rejection(beta, other_key.pack({})) is Reject.KEY
     assert rejection(beta, good[:-1] + bytes([good[-1] ^ 1])) is Reject.MAC
     assert rejection(beta, stranger.pack({})) is Reject.NAMES

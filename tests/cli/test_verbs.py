@@ -19,9 +19,12 @@ from lab.namespace import CHECKOUT
 from tests.cli.support import FakeDaemon, configure
 from tests.config.support import PAIR, edit
 
-ORDERS = ("start", "failover", "pause", "resume", "protect")
-VERBS = ("run", "check", "status", "events", *ORDERS, "schema", "simulate")
-ASKING: dict[str, list[str]] = {"status": [], "events": [], **{verb: ["web"] for verb in ORDERS}}
+ORDERS = ("start", "stop", "failover", "switchover", "pause", "resume", "protect", "unprotect")
+VERBS = ("run", "check", "status", "events", "drain", *ORDERS, "schema", "simulate")
+ASKING: dict[str, list[str]] = {
+    **{verb: [] for verb in ("status", "events", "drain")},
+    **{verb: ["web"] for verb in ORDERS},
+}
 """Verbs that ask the daemon, and what they need to be told."""
 CONFIGURED: dict[str, list[str]] = {**ASKING, "run": [], "check": []}
 
@@ -52,8 +55,8 @@ def test_the_help_lists_every_verb_and_the_exit_codes(capsys: Captured) -> None:
     code, out, _ = leave(capsys, "--help")
     assert code == 0
     for verb in VERBS:
-        line = next(line for line in out.splitlines() if line.split()[:1] == [verb])
-        assert len(line.split()) > 2, f"{verb} has no summary"
+        _, _, summary = out.partition(f"\n    {verb}")
+        assert len(summary.lstrip().split("\n")[0].split()) > 2, f"{verb} has no summary"
     assert "exit codes:\n  0  yes" in out
 
 
@@ -76,7 +79,7 @@ def test_the_version(capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["stop"], ["status", "--colour"], ["start"], ["schema"], ["schema", "node"]]
+    "words", [[], ["halt"], ["status", "--colour"], ["start"], ["schema"], ["schema", "node"]]
 )
 def test_a_wrong_command_line_ends_with_2(words: list[str], capsys: Captured) -> None:
     code, out, err = leave(capsys, *words)

@@ -146,16 +146,16 @@ def many(count: int) -> dict[str, str]:
     }
 
 
-def test_one_heartbeat_carries_17_pairs(tmp_path: Path) -> None:
-    assert len(load_from(tmp_path, many(16)).pairs) == 17
+def test_one_heartbeat_carries_16_pairs(tmp_path: Path) -> None:
+    assert len(load_from(tmp_path, many(15)).pairs) == 16
     refuse(
         tmp_path,
         many(22),
-        ("pairs.d/vm17.yaml:3:3: nodes", "alpha and beta have 23 pairs", "carries 17"),
+        ("pairs.d/vm16.yaml:3:3: nodes", "alpha and beta have 23 pairs", "carries 16"),
     )
 
 
-def test_17_pairs_for_each_peer(tmp_path: Path) -> None:
+def test_16_pairs_for_each_peer(tmp_path: Path) -> None:
     files = many(25)
     for name in list(files)[:10]:
         files[name] = edit(files[name], "  beta:", "  gamma:").replace("10.9.0.2", "10.9.0.3")

@@ -64,9 +64,11 @@ from coloha.core.events import (
     ScriptFailed,
     Started,
     StartRequested,
+    StopRequested,
     SwapDone,
     Timer,
     Unattended,
+    UnprotectRequested,
     WitnessFailed,
 )
 from coloha.core.machine import PairMachine
@@ -158,7 +160,13 @@ class Player:
             "failover": FailoverRequested(
                 "forced" in options, int(str(options.get("of", 4))), "vouched" in options
             ),
+            "switchover": FailoverRequested(
+                forced=False, generation=int(str(options.get("of", 4))), gently=True
+            ),
             "protect": ProtectRequested(),
+            "unprotect": UnprotectRequested(),
+            "power-down": StopRequested(hard=False),
+            "power-off": StopRequested(hard=True),
         }
         if name in simple:
             return simple[name]
@@ -247,6 +255,8 @@ class Player:
             echo=0 if "deaf" in options else self.machine.snapshot().wire.pulse,
             restarting="restarting" in options,
             pauses=int(str(options.get("pauses", 0))),
+            partings=int(str(options.get("partings", 0))),
+            offers="offers" in options,
         )
 
     def invited(self, options: dict[str, object]) -> Event:
@@ -348,6 +358,8 @@ def _durable(durable: Durable, session: int | None) -> str:
         parts.append(f"record {durable.record}")
     if durable.pauses:
         parts.append(f"{durable.pauses} pauses and resumes")
+    if durable.partings:
+        parts.append(f"{durable.partings} unprotects and protects")
     return ", ".join(parts)
 
 

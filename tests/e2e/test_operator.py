@@ -102,19 +102,6 @@ def test_no_failover_while_paused() -> None:
         stage.finish()
 
 
-def test_a_failover_by_hand() -> None:
-    with scene() as stage:
-        primary, secondary = stage.wait_protected()
-        with pytest.raises(LabError, match=f"order it on {primary}"):
-            stage.cluster.command(secondary, "failover", PAIR, "--yes")
-        said = stage.cluster.command(primary, "failover", PAIR, "--yes")
-        assert f"{secondary} takes generation 2" in said
-        stage.wait_promoted(secondary)
-        assert stage.wait_protected() == (secondary, primary)
-        stage.answers_go_on()
-        stage.finish()
-
-
 def test_an_operator_takes_the_vm_from_a_dead_host() -> None:
     with scene() as stage:
         primary, secondary = stage.wait_protected()

@@ -285,6 +285,9 @@ class Qemu:
         self.filters.remove(target)
         return {}
 
+    def _do_system_powerdown(self, _: dict[str, Any]) -> object:
+        return {}
+
     def _do_announce_self(self, _: dict[str, Any]) -> object:
         self.announced += 1
         return {}

@@ -26,6 +26,7 @@ START: dict[Script, tuple[Role, tuple[Script, ...]]] = {
     Script.ACCEPT_COLO: (Role.SECONDARY, ()),
     Script.AWAIT_COLO: (Role.SECONDARY, (Script.ACCEPT_COLO,)),
     Script.PROMOTE: (Role.SECONDARY, FOLLOWING),
+    Script.POWER_DOWN: (Role.PRIMARY, PROTECTED),
 }
 """Where each script usually begins."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from coloha.cli.simulate import story
 from coloha.core.phases import Phase
-from coloha.sim.faults import DISKS, KINDS, NODES, USUAL, Fault, draw
+from coloha.sim.faults import DISKS, KINDS, NODES, ORDERS, USUAL, Fault, draw
 from coloha.sim.history import (
     ARBITERS,
     PROFILES,
@@ -79,6 +79,14 @@ def test_disks_that_fail_break_no_promise() -> None:
     others = ("qemu-crash", "daemon-crash", "host-freeze", "cut", "witness-doubt")
     seen = check(range(200), kinds=DISKS) + check(range(300), kinds=(*DISKS, *others))
     assert {"disk-failed", "handed-over", "copy-bad", "unprotected", "adopted"} <= set(seen)
+
+
+def test_orders_break_no_promise() -> None:
+    """Alone, and amid faults; by every arbiter."""
+    others = ("qemu-crash", "daemon-crash", "host-freeze", "cut", "witness-doubt", "witness-away")
+    seen = check(range(300), kinds=ORDERS) + check(range(700), kinds=(*ORDERS, *others))
+    told = {"switchover", "failover-ordered", "alone", "protection-wanted", "power-down", "stopped"}
+    assert told | {"unprotected", "promoted"} <= set(seen)
 
 
 def test_every_arbiter_is_drawn() -> None:
