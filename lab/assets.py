@@ -14,6 +14,10 @@ class Assets:
     qemu: Path
     """qemu-system-x86_64, 11 or newer."""
     qemu_img: Path
+    qemu_10_0: Path
+    """Debian 13's."""
+    qemu_7_2: Path
+    """Debian 12's."""
     etcd: Path
     kernel: Path
     initrd: Path

@@ -9,7 +9,7 @@
 # The mirror is the one that apt already uses here. apt keeps its signature checks.
 # shellcheck shell=sh
 
-release=trixie
+release=${COLOHA_RELEASE:-trixie}
 
 whole_begin() {
   target=$(realpath -m "$1")
@@ -42,7 +42,7 @@ debian_open() {
   fi
   mkdir -p "$area/lists/partial" "$area/archives/partial"
   : > "$area/status"
-  for suite in $release $release-backports; do
+  for suite in $release ${COLOHA_BACKPORTS-$release-backports}; do
     echo "deb [arch=amd64 signed-by=$keyring] $mirror $suite main"
   done > "$area/sources.list"
   debian_apt update

@@ -93,8 +93,18 @@ find_qemu() {
     return 0
   fi
   say "fetching QEMU >= 11 (40 MB)"
-  logged "$here/fetch-qemu.sh" "$cache/qemu" \
+  logged "$here/fetch-qemu.sh" "$cache/qemu" trixie-backports 11. \
     || fail "fetching QEMU" "Correct what is said above and run again, or put a qemu-system-x86_64 >= 11 on PATH."
+}
+
+find_old_qemus() { # those of Debian 12 and 13, which coloha runs as well
+  for old in bookworm:7.2 trixie:10.0; do
+    suite=${old%:*} version=${old#*:}
+    "$cache/qemu-$version/qemu-system-x86_64" --version > /dev/null 2>&1 && continue
+    say "fetching QEMU $version (60 MB)"
+    logged "$here/fetch-qemu.sh" "$cache/qemu-$version" "$suite" "$version." \
+      || fail "fetching QEMU $version" "Correct what is said above, then run again."
+  done
 }
 
 find_etcd() {
@@ -141,6 +151,8 @@ make_plugin() {
 record() {
   wanted="qemu=$qemu
 qemu_img=$qemu_img
+qemu_10_0=$cache/qemu-10.0/qemu-system-x86_64
+qemu_7_2=$cache/qemu-7.2/qemu-system-x86_64
 etcd=$etcd
 kernel=$cache/guest/vmlinuz
 initrd=$cache/guest/initrd.gz
@@ -160,6 +172,7 @@ rm -rf "$cache"/*.new.* # of interrupted runs
 install_packages
 make_environment
 find_qemu
+find_old_qemus
 find_etcd
 make_guest
 make_plugin

@@ -54,6 +54,13 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"simulated histories: seeds from {SEED} (COLOHA_SEED={SEED} repeats them)"
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if os.environ.get("COLOHA_KVM") == "absent":
+        terminalreporter.write_line(
+            "COLOHA_KVM=absent: of QEMU's versions only the newest was tried, and without KVM"
+        )
+
+
 def part(nodeid: str) -> str:
     """The folder of tests, or the file if it is in none."""
     return Path(nodeid.partition("::")[0]).parts[1]

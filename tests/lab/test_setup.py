@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -46,7 +47,7 @@ def done() -> Assets:
 @pytest.fixture
 def cache(done: Assets, tmp_path: Path) -> Path:
     """A cache of its own that has everything but the guest."""
-    for name in ("qemu", "etcd", "kernel"):
+    for name in ("qemu", "qemu-10.0", "qemu-7.2", "etcd", "kernel"):
         if (cache_folder() / name).exists():
             (tmp_path / name).symlink_to(cache_folder() / name)
     return tmp_path
@@ -97,10 +98,7 @@ def test_an_unprepared_lab_says_how_to_prepare_it(
     with pytest.raises(LabError, match="run `make setup`"):
         load_assets()
     (tmp_path / "lab.env").write_text(
-        "".join(
-            f"{name}=/nowhere/{name}\n"
-            for name in ("qemu", "qemu_img", "etcd", "kernel", "initrd", "plugin")
-        )
+        "".join(f"{name}=/nowhere/{name}\n" for name in (field.name for field in fields(Assets)))
     )
     with pytest.raises(LabError, match="/nowhere/qemu is missing: run `make setup`"):
         load_assets()

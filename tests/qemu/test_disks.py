@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,8 +37,9 @@ def qemu_img(*words: str) -> str:
 class Disks(Pair):
     """A pair with disks; each of its two hosts has images of its own."""
 
-    def __init__(self, wire: Wire, formats: tuple[str, ...]) -> None:
-        spec = specs.vm(1, qemu=str(load_assets().qemu), accelerator="qtest")
+    def __init__(self, wire: Wire, formats: tuple[str, ...], **settings: Any) -> None:
+        usual = {"qemu": str(load_assets().qemu), "accelerator": "qtest"}
+        spec = specs.vm(1, **usual | settings)
         super().__init__(wire, spec)
         self.folder = wire.path.parent
         self.formats = formats
@@ -102,8 +104,8 @@ class Disks(Pair):
 
 
 @contextlib.asynccontextmanager
-async def disk_pair(folder: Path, *formats: str) -> AsyncIterator[Disks]:
-    made = Disks(Wire(folder), formats or ("raw",))
+async def disk_pair(folder: Path, *formats: str, **settings: Any) -> AsyncIterator[Disks]:
+    made = Disks(Wire(folder), formats or ("raw",), **settings)
     try:
         yield made
     finally:
