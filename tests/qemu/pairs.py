@@ -65,7 +65,9 @@ class Wire:
 class Node:
     """One run of the VM: a real QEMU."""
 
-    def __init__(self, wire: Wire, run: Run, spec: Spec, *more: str) -> None:
+    def __init__(
+        self, wire: Wire, run: Run, spec: Spec, *more: str, edit: Callable[[str], str] = str
+    ) -> None:
         self.folder = wire.path.parent
         self.directory = wire.path.parent / "web"
         self.run, self.spec = run, spec
@@ -74,7 +76,7 @@ class Node:
         self.vm = self.watcher()
         self.files.directory.mkdir(parents=True)
         words = [
-            self._wired(word, wire)
+            edit(self._wired(word, wire))
             for word in command_line.build("web", spec, run, self.files, self.folder)
         ]
         qtest = quoted(self.files.directory / "qtest")
@@ -168,9 +170,9 @@ class Pair:
         self.nodes: list[Node] = []
         self.link: Link | None = None
 
-    async def start(self, run: Run, *more: str) -> Node:
-        """Start one more QEMU, up to its first answer."""
-        node = Node(self.wire, run, self.spec, *more)
+    async def start(self, run: Run, *more: str, edit: Callable[[str], str] = str) -> Node:
+        """Start one more QEMU, each word of its command line edited, up to its first answer."""
+        node = Node(self.wire, run, self.spec, *more, edit=edit)
         self.nodes.append(node)
         await node.vm.connect(PATIENCE_S)
         return node

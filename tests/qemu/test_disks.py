@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import json
 import os
 import signal
 import socket
@@ -43,6 +45,9 @@ class Disks(Pair):
         super().__init__(wire, spec)
         self.folder = wire.path.parent
         self.formats = formats
+        self.broken: Path | None = None
+        """An image whose last area cannot be written, or not be read."""
+        self.fault: dict[str, object] = {}
         self.relays: list[Process] = []
         for host in "ab":
             for number, form in enumerate(formats):
@@ -63,7 +68,16 @@ class Disks(Pair):
                 for name in (disks.active(disk), disks.hidden(disk)):
                     path = command_line.overlay(self.folder, "web", run, name)
                     qemu_img("create", "-q", "-f", "qcow2", str(path), str(SIZE))
-        return await self.start(run)
+        return await self.start(run, edit=self._broken)
+
+    def _broken(self, word: str) -> str:
+        """Let QEMU's blkdebug make the errors of a broken image."""
+        if self.broken is None or f'"{self.broken}"' not in word:
+            return word
+        node = json.loads(word)
+        rule = {"event": "none", "sector": 3 * AREA // 512, "errno": errno.EIO, **self.fault}
+        node["file"] = {"driver": "blkdebug", "image": node["file"], "inject-error": [rule]}
+        return json.dumps(node)
 
     async def start_both(self) -> tuple[Node, Node]:
         return await self.on("a", specs.PRIMARY), await self.on("b", specs.SECONDARY)
@@ -287,6 +301,60 @@ def test_an_image_that_takes_no_writes(run: Loop, folder: Path, whose: str) -> N
     async def heir_has(heir: Node, value: int) -> None:
         await heir.do(Script.PROMOTE)
         assert (await areas(heir))[3] == value
+
+    run(main())
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("host", ["a", "b"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_write_error_of_either_disk_on_either_side(
+    run: Loop, folder: Path, number: int, host: str, error: int
+) -> None:
+    """QEMU's own fault injection. The guest hears of none; no copy lacks what it believes in."""
+
+    async def main() -> None:
+        async with disk_pair(folder, "raw", "raw") as both:
+            both.broken = both.image(host, number)
+            both.fault = {"iotype": "write", "errno": error}
+            primary, secondary = await both.start_both()
+            await both.join(primary, secondary)
+            await write(primary, 1, 5, number)
+            await epochs(primary, 1)
+            loaded = secondary.vm.loaded
+            await write(primary, 3, 7, number)
+            failed = await failure(primary)
+            assert failed.behind == (host == "a")
+            if host == "a":  # the other image has it: it is the better one
+                await epochs(primary, 1)
+                await die(primary)
+                await secondary.do(Script.PROMOTE)
+                assert await areas(secondary, number) == [0, 5, 0, 7]
+                return
+            with pytest.raises(ScriptError, match="the other node's image missed a write"):
+                await primary.do(Script.EPOCH)
+            assert secondary.vm.loaded == loaded, "no commit covers it"
+            await primary.do(Script.LEAVE_COLO)
+            assert await areas(primary, number) == [0, 5, 0, 7]
+
+    run(main())
+
+
+def test_a_read_error_of_the_primarys_image(run: Loop, folder: Path) -> None:
+    """The other image answers instead: the guest hears of no error, and protection goes on."""
+
+    async def main() -> None:
+        async with disk_pair(folder) as both:
+            both.broken, both.fault = both.image("a"), {"iotype": "read"}
+            primary, secondary = await both.start_both()
+            await both.join(primary, secondary)
+            await write(primary, 3, 7)
+            assert await areas(primary) == [0, 0, 0, 7]
+            await epochs(primary, 1)
+            assert not any(isinstance(event, DiskFailed) for event in primary.events)
+            await primary.do(Script.LEAVE_COLO)
+            with pytest.raises(subprocess.CalledProcessError):
+                await areas(primary)  # now there is no other one
 
     run(main())
 
