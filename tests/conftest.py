@@ -20,7 +20,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 SEED = int(os.environ.setdefault("COLOHA_SEED", str(secrets.randbelow(1 << 40))))
 """The same in every process of a run: workers inherit it."""
 
-GUESTS = frozenset({"e2e", "lab"})
+GUESTS = ("tests/e2e/", "tests/lab/test_guest.py")
 """Tests with a Linux guest."""
 
 PATIENT = frozenset({"core", "sim", "config", "flight", "test_sabotage.py"})
@@ -74,7 +74,7 @@ class Groups(LoadScopeScheduling):  # type: ignore[misc]
     """Gives a worker all tests with guests, or a file of others, in the order of collection."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "guests" if part(nodeid) in GUESTS else nodeid.partition("::")[0]
+        return "guests" if nodeid.startswith(GUESTS) else nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Groups:
@@ -83,7 +83,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Groups:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: (part(item.nodeid) not in GUESTS, patient(item.nodeid)))
+    items.sort(key=lambda item: (not item.nodeid.startswith(GUESTS), patient(item.nodeid)))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

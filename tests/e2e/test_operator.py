@@ -1,5 +1,6 @@
 """What an operator does: restarts, pauses, failovers by hand; and what happens when nobody does."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -10,7 +11,7 @@ from tests.e2e.support import PATIENT, Scene, scene, wait
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
-RESTARTS = 20
+RESTARTS = int(os.environ.get("COLOHA_RESTARTS", "9"))
 MANAGED_RESTARTS = 6
 
 
