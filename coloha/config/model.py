@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from coloha.config.attach import Attach
 from coloha.config.disk import Disk
 from coloha.config.fencing import FenceAgent
 from coloha.config.nic import Nic
@@ -229,6 +230,11 @@ class Vm(Section):
         description="qemu-img to run, for the disks: a name looked up in PATH, or a path, where a"
         " relative one with a slash starts at this file's folder.",
     )
+    attach: Attach | None = Field(
+        default=None,
+        description="For a VM that somebody else starts on one of the nodes: coloha takes over the"
+        " running QEMU there. See docs/runbook.md for what it must have.",
+    )
     extra_arguments: Annotated[tuple[ExtraArgument, ...], AfterValidator(disks_are_read_only)] = (
         Field(
             default=(),
@@ -433,7 +439,7 @@ class PairConfig(Section):
         """Return a SHA-256 in hex over everything that both nodes must agree on.
 
         What each host may have its own way is left out: paths of QEMU and boot files (but not
-        which of them there are) and of disk images, names of bridges and taps, how this host
+        which of them there are) and of disk images, who starts it, bridges and taps, how this host
         reaches the witness, recovery, and what takes effect on reload, since two hosts never reload
         at once.
         """
@@ -443,7 +449,7 @@ class PairConfig(Section):
         shared["witness"] = self.witness.agreed
         if self.fencing == "none":
             del shared["fencing"]  # as nodes of a release say that does not know it
-        del shared["vm"]["qemu"], shared["vm"]["qemu_img"]
+        del shared["vm"]["qemu"], shared["vm"]["qemu_img"], shared["vm"]["attach"]
         for disk in shared["vm"]["disks"]:
             del disk["image"]
         if not shared["vm"]["disks"]:

@@ -43,8 +43,8 @@ once, and all that is wrong with them is reported at once, each with file, line 
 
 *Reload* says how a change takes effect: `live` on reload (SIGHUP), `restart` with the next start of
 the daemon. Both nodes of a pair must agree on everything in its file except `vm.qemu`,
-`vm.kernel`, `vm.initrd` and `vm.firmware` (the paths), `bridge` and `tap` of its NICs, `recovery`,
-and of `witness` all but its `type` and, for etcd, its `prefix`.
+`vm.kernel`, `vm.initrd` and `vm.firmware` (the paths), `vm.attach`, `bridge` and `tap` of its
+NICs, `recovery`, and of `witness` all but its `type` and, for etcd, its `prefix`.
 """
 
 

@@ -189,6 +189,24 @@ def _disks(pairs: list[ValidPair]) -> Iterator[tuple[ValidPair, int, Disk]]:
             yield pair, index, disk
 
 
+def _attached(pairs: list[ValidPair]) -> Iterator[Problem]:
+    for pair in pairs:
+        attach = pair.config.vm.attach
+        if attach is not None and attach.node not in pair.config.nodes:
+            yield pair.problem(
+                ("vm", "attach", "node"),
+                f"is {attach.node!r}, which is none of the pair's nodes: name the one on which"
+                " somebody else starts the VM",
+            )
+    for pair, index, disk in _disks(pairs):
+        if pair.config.vm.attach is not None and disk.access == "replicated":
+            yield pair.problem(
+                ("vm", "disks", index),
+                "a disk cannot be replicated for a VM that somebody else starts: remove it, or"
+                " vm.attach",
+            )
+
+
 def _own_node(host: HostConfig, pair: ValidPair) -> Iterator[Problem]:
     if host.node not in pair.config.nodes:
         yield pair.problem(
@@ -301,4 +319,5 @@ _RULES: tuple[Callable[[list[ValidPair]], Iterator[Problem]], ...] = (
     _unique_macs,
     _unique_taps,
     _unique_images,
+    _attached,
 )

@@ -25,16 +25,18 @@ class Files:
     """Where a run keeps its sockets and logs."""
 
     directory: Path
+    monitors: tuple[Path, Path] | None = None
+    """The sockets of a QEMU that somebody else started."""
 
     @property
     def qmp(self) -> Path:
         """Socket for commands and events."""
-        return self.directory / "qmp.sock"
+        return self.monitors[0] if self.monitors else self.directory / "qmp.sock"
 
     @property
     def oob(self) -> Path:
         """Socket for out-of-band commands."""
-        return self.directory / "oob.sock"
+        return self.monitors[1] if self.monitors else self.directory / "oob.sock"
 
     @property
     def stderr(self) -> Path:

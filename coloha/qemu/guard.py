@@ -108,8 +108,19 @@ def _locked(lock: int) -> bool:
     return False
 
 
-def main(directory: str, pid: str, after_s: str) -> int:
-    """Guard process `pid`, which must have `directory` on its command line."""
+def started(pid: int) -> int:
+    """Return when a process was started, clock ticks since the host was; 0 if there is none.
+
+    With its number this tells it from any other (/proc/PID/stat, field 22).
+    """
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except OSError:
+        return 0
+
+
+def main(directory: str, pid: str, ticks: str, after_s: str) -> int:
+    """Guard process `pid`, which must have been started at `ticks` (see `started`)."""
     run = Path(directory)
     lock = os.open(run / "guard.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     if not _locked(lock):
@@ -119,7 +130,7 @@ def main(directory: str, pid: str, after_s: str) -> int:
     except ProcessLookupError:
         return 0
     # The number may have gone to another process before it was pinned down.
-    if os.fsencode(directory.replace(",", ",,")) in Path(f"/proc/{pid}/cmdline").read_bytes():
+    if started(int(pid)) == int(ticks):
         guard(run / "held", pidfd, float(after_s))
     return 0
 

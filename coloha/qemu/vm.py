@@ -148,6 +148,18 @@ class Vm:
             complaint = self.complaint()
             raise LaunchError(f"{error}: {complaint}" if complaint else str(error)) from error
 
+    async def ask(self, command: Command) -> Message:
+        """Execute one command; its reply may be an error.
+
+        :raises LaunchError: if there is none in time.
+        """
+        assert self._monitor is not None
+        try:
+            (reply,) = await self._monitor.call((command,), START_S)
+        except ScriptError as error:
+            raise LaunchError(f"{command.name}: {error}") from error
+        return reply
+
     def _alive(self) -> bool:
         return not self.dead.is_set()
 

@@ -9,7 +9,7 @@ import time
 from coloha.core.events import Failure
 from coloha.errors import LaunchError
 from coloha.qemu.command_line import Files
-from coloha.qemu.guard import is_guarded
+from coloha.qemu.guard import is_guarded, started
 from coloha.qemu.process import Launcher, Process
 from coloha.qemu.steps import ScriptError
 
@@ -29,6 +29,7 @@ class Guard:
         """:param after_s: how long output may be held with nobody looking, seconds."""
         self._files = files
         self._pid = pid
+        self._started = started(pid)
         self._after_s = after_s
         self._launcher = launcher
         self._process: Process | None = None
@@ -42,7 +43,8 @@ class Guard:
             if is_guarded(self._files.guard_lock):
                 return
             self._process = self._launcher.start(
-                [*argv, directory, str(self._pid), f"{self._after_s:g}"], self._files.stderr
+                [*argv, directory, str(self._pid), str(self._started), f"{self._after_s:g}"],
+                self._files.stderr,
             )
             self._process.watch(lambda: None, lambda _: None)
         except (LaunchError, OSError) as error:

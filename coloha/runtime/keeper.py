@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 
-from coloha.adapters import network
 from coloha.adapters.channel import Offer, Request, invite, tune
 from coloha.config.model import HostConfig, PairConfig
 from coloha.core.actions import RunScript, Script
@@ -36,11 +35,11 @@ from coloha.errors import (
     WatchdogError,
 )
 from coloha.qemu import command_line, versions
-from coloha.qemu.command_line import Files
 from coloha.qemu.process import ChildLauncher, Launcher, Process
 from coloha.qemu.steps import ScriptError
 from coloha.qemu.vm import Vm
 from coloha.runtime.guards import Guard
+from coloha.runtime.origin import Origin
 from coloha.runtime.storage import Storage
 from coloha.runtime.watchman import Watchman
 
@@ -53,7 +52,6 @@ TRIM_S = 10.0
 CONSOLE_BYTES = 4 * 1024 * 1024
 """The guest's console is emptied beyond this: the runtime folder is usually memory."""
 MAX_OFFERS = 4
-KEPT_RUNS = 5
 SECONDARY_MEMORY_FACTOR = 2
 """COLO's secondary keeps a cache of all of the guest's memory (QEMU, migration/ram.c)."""
 
@@ -84,7 +82,7 @@ class Keeper:
         self._post = post
         self._fail = fail
         self._launcher = launcher or ChildLauncher()
-        self._directory = host.runtime_directory / config.name
+        self._origin = Origin(config, host, self._launcher)
         self._traits = versions.Traits(config.vm.machine, config.vm.accelerator)
         self.storage = Storage(config, host, key, peer, self._launcher)
         self.vm: Vm | None = None
@@ -106,13 +104,7 @@ class Keeper:
         :raises StoreError: if there are several: only an operator can tell which one counts.
         """
         self._beside(self._trim())
-        found = []
-        for process, argv in self._launcher.find(command_line.mark(self._directory)):
-            run = command_line.run_of(argv, self._directory)
-            if run is None:  # something else that names our folder
-                process.close()
-            else:
-                found.append((process, run))
+        found = self._origin.find()
         if len(found) > 1:
             pids = ", ".join(str(process.pid) for process, _ in found)
             for process, _ in found:
@@ -154,7 +146,7 @@ class Keeper:
                     os.truncate(console, 0)
 
     def _make(self, run: Run) -> Vm:
-        files = Files(command_line.directory_of(self._directory, run))
+        files = self._origin.files(run)
         plan = command_line.plan(self._config.vm, files, self._config.recovery.sync_rate)
         return Vm(run, files, plan, self._traits, self._said)
 
@@ -172,15 +164,12 @@ class Keeper:
         vm: Vm | None = None
         try:
             await self._last_one_dead()
-            await network.prepare(self._config.name, self._config.vm)
             vm = self.vm = self._make(run)
-            self._make_room(vm.files)
+            await self._origin.prepare(run, vm.files)
             await self.storage.prepare(run, self._wanted_sizes(run))
-            argv = command_line.build(
-                self._config.name, self._config.vm, run, vm.files, self._host.overlay_directory
-            )
-            self._hold(vm, self._launcher.start(argv, vm.files.stderr))
+            self._hold(vm, self._origin.start(run, vm.files))
             await vm.connect()
+            await self._origin.look(vm)
         except (LaunchError, OSError) as error:
             if vm is not None:
                 await self._bury(vm)
@@ -203,16 +192,17 @@ class Keeper:
             except TimeoutError:
                 raise LaunchError("the QEMU before this one is killed but not gone yet") from None
 
-    def _make_room(self, files: Files) -> None:
-        """Make the run's folder; remove those of old runs but the last few."""
-        files.directory.mkdir(parents=True, mode=0o700)
-        runs = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime)
-        for old in runs[:-KEPT_RUNS]:
-            _remove(old)
-
     async def _bury(self, vm: Vm) -> None:
-        """See a process that never came to life dead, without a word about its death."""
+        """See a process that never came to life dead, without a word about its death.
+
+        One that somebody else started is left alone.
+        """
         vm.quiet = True
+        if vm.files.monitors is not None:
+            self._origin.forget(vm.files)
+            await vm.close()
+            self.vm = None
+            return
         vm.kill()
         if vm.pid is not None:
             try:
@@ -468,11 +458,3 @@ def available_memory_bytes() -> int:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def _remove(directory: Path) -> None:
-    """Remove the folder of an old run; what resists stays."""
-    with contextlib.suppress(OSError):
-        for entry in directory.iterdir():
-            entry.unlink()
-        directory.rmdir()

@@ -226,3 +226,22 @@ def test_cold_start_leaves_time_for_a_failover(tmp_path: Path) -> None:
         {"pairs.d/web.yaml": PAIR + slow + "21999ms}\n"},
         ("pairs.d/web.yaml:18:30: recovery.cold_start_after", "write at least 22s"),
     )
+
+
+def test_a_vm_that_somebody_else_starts(tmp_path: Path) -> None:
+    attach = "  attach: {node: gamma, monitor: /run/a.sock, second_monitor: /run/b.sock}\n"
+    image = tmp_path / "image"
+    image.touch()
+    disks = f"  disks:\n    - {{image: {image}, format: raw}}\n"
+    refuse(
+        tmp_path,
+        {"pairs.d/web.yaml": edit(PAIR, "  nics:\n", f"{disks}{attach}  nics:\n")},
+        ("pairs.d/web.yaml:12:7: vm.disks[0]", "cannot be replicated"),
+        ("pairs.d/web.yaml:13:18: vm.attach.node", "'gamma', which is none of the pair's nodes"),
+    )
+    same = attach.replace("b.sock", "a.sock").replace("gamma", "alpha")
+    refuse(
+        tmp_path,
+        {"pairs.d/web.yaml": edit(PAIR, "  nics:\n", f"{same}  nics:\n")},
+        ("pairs.d/web.yaml:11:63: vm.attach.second_monitor", "the same as monitor"),
+    )

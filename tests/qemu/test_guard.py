@@ -186,7 +186,7 @@ def test_there_is_one_guard_for_a_run(tmp_path: Path) -> None:
         assert not is_guarded(lock)
         fcntl.flock(mine, fcntl.LOCK_EX)
         assert is_guarded(lock)
-        assert main(str(tmp_path), str(os.getpid()), "60") == GUARDED
+        assert main(str(tmp_path), str(os.getpid()), "0", "60") == GUARDED
     assert not is_guarded(lock)
 
 
@@ -196,13 +196,13 @@ def test_one_who_only_looks_does_not_keep_a_guard_away(tmp_path: Path) -> None:
         threading.Timer(0.2, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
         with subprocess.Popen(["true"]) as gone:
             gone.wait()
-        assert main(str(tmp_path), str(gone.pid), "0") == 0
+        assert main(str(tmp_path), str(gone.pid), "1", "0") == 0
 
 
 def test_another_process_with_the_number_is_left_alone(tmp_path: Path) -> None:
     with subprocess.Popen(["sleep", "60"]) as stranger:
         (tmp_path / "held").touch()
-        assert main(str(tmp_path), str(stranger.pid), "0") == 0
+        assert main(str(tmp_path), str(stranger.pid), "1", "0") == 0
         assert stranger.poll() is None
         stranger.kill()
 
@@ -210,4 +210,4 @@ def test_another_process_with_the_number_is_left_alone(tmp_path: Path) -> None:
 def test_a_process_that_is_gone_needs_no_guard(tmp_path: Path) -> None:
     with subprocess.Popen(["true"]) as gone:
         gone.wait()
-    assert main(str(tmp_path), str(gone.pid), "0") == 0
+    assert main(str(tmp_path), str(gone.pid), "1", "0") == 0
