@@ -184,6 +184,11 @@ class Vm:
             result = await conduct(
                 script, self._plan, timeout_s, self._monitor, connections, self._look, self._report
             )
+        except ScriptError as error:
+            if error.failure is Failure.LOST:
+                # What QEMU said last comes first: a guest that switched itself off did not hang.
+                await self._monitor.drain(LAST_WORDS_S)
+            raise
         finally:
             self.progress = None
         if script is Script.ADOPT:

@@ -187,6 +187,29 @@ def test_a_guests_shutdown_is_told_by_a_daemon_that_looks_late(
     run(main())
 
 
+@pytest.mark.parametrize("script", [Script.CHECK, Script.EPOCH])
+def test_a_script_that_fails_is_told_after_the_last_words(
+    run: Loop, folder: Path, script: Script
+) -> None:
+    """Else a guest that switched itself off would be taken for one that hangs."""
+    events = [("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})]
+
+    async def main() -> None:
+        async with node(folder) as one:
+            assert one.vm._monitor is not None
+            client = one.vm._monitor._main
+            assert client.socket is not None
+            order = {"execute": "die", "arguments": {"events": events}}
+            client.socket.sendall(json.dumps(order).encode())
+            patiently(lambda: state_of(one.vm.pid or 0) == "Z", "the death")
+            with pytest.raises(ScriptError) as caught:
+                await one.vm.perform(script, PATIENCE_S, None)
+            assert caught.value.failure is Failure.LOST
+            assert one.events[:1] == [GuestShutdown()]
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     "reason",
     [
