@@ -257,11 +257,14 @@ def _colo_exited(c: Context, event: ColoExited) -> None:
 
 
 def _guest_shutdown(c: Context, event: GuestShutdown) -> None:
-    del event
     if c.record is None or c.record.primary != c.s.me:
         return  # a secondary's guest says what only the primary's can mean
     c.guest_shutdown = True
-    c.tell("guest-shutdown", "the guest shut itself down")
+    c.panicked = event.panicked
+    if event.panicked:  # the copy would, too
+        c.tell("guest-panicked", "the guest panicked: it boots again", Severity.ERROR)
+    else:
+        c.tell("guest-shutdown", "the guest shut itself down")
 
 
 def _copy_bad(c: Context, event: CopyBad) -> None:

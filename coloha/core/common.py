@@ -285,7 +285,7 @@ def launch(c: Context, role: Role, session: int | None) -> None:
     number = session if session is not None else c.new_number()
     c.run = Run(f"{letter}-{number:x}", role, session)
     c.alive = False
-    c.guest_shutdown = c.cut_short = c.power_down = False
+    c.guest_shutdown = c.panicked = c.cut_short = c.power_down = False
     c.colo_exited = False
     c.copy_bad = None
     c.disk_failed = None
@@ -327,7 +327,10 @@ def kill(c: Context) -> None:
 
 
 def off(c: Context) -> None:
-    """The guest is off: see to it that nobody takes that for a failure; wait for an operator."""
+    """The guest is off: see to it that nobody takes that for a failure; wait for an operator.
+
+    After a panic only until the VM may boot again.
+    """
     dead_by = c.phase_since + (0.0 if c.cut_short else SHUTDOWN_S)
     if c.run is not None and c.now >= max(c.again_at, dead_by):
         c.actions.append(Kill(c.run))
@@ -354,7 +357,7 @@ def switched_off(c: Context) -> bool:
     """If the guest has shut itself down, go to OFF, QEMU gone or about to go, and return True."""
     if not c.guest_shutdown:
         return False
-    c.persist(replace(c.durable, off=True))
+    c.persist(replace(c.durable, off=not c.panicked))
     c.go(Phase.OFF)
     return True
 

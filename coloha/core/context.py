@@ -162,6 +162,8 @@ class Context:
     alive: bool = False
     """The QEMU of `run` has answered."""
     guest_shutdown: bool = False
+    panicked: bool = False
+    """That was a panic: the VM is to boot again."""
     cut_short: bool = False
     """An operator switched the VM off; the guest was not asked."""
     power_down: bool = False

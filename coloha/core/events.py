@@ -237,7 +237,9 @@ class ColoExited:
 
 @dataclass(frozen=True, slots=True)
 class GuestShutdown:
-    """The guest switched itself off; QEMU is about to exit."""
+    """The guest switched itself off, or `panicked`, as it says itself; QEMU is about to exit."""
+
+    panicked: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,8 +181,8 @@ class _Teller:
                 return f"{me} could not start QEMU: {reason}"
             case ColoExited():
                 return f"{me}'s QEMU left COLO (the one on {peer} died, or the way to it broke)"
-            case GuestShutdown():
-                return "the guest shut itself down"
+            case GuestShutdown(panicked=panicked):
+                return "the guest panicked" if panicked else "the guest shut itself down"
             case CopyBad(reason):
                 return f"the copy on {me} is unusable: {reason}"
             case DiskFailed(reason):

@@ -257,8 +257,8 @@ class Vm:
                 self._say(ColoExited())
             case "SHUTDOWN":
                 data = message.data if isinstance(message.data, dict) else {}
-                if data.get("reason") == "guest-shutdown":
-                    self._say(GuestShutdown())
+                if data.get("reason") in ("guest-shutdown", "guest-panic"):
+                    self._say(GuestShutdown(panicked=data["reason"] == "guest-panic"))
             case "RESUME":
                 self.loaded += 1
             case "QUORUM_REPORT_BAD" | "QUORUM_FAILURE":

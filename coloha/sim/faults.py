@@ -107,12 +107,13 @@ KINDS: dict[str, Kind] = {
     "unprotect": Kind("an operator wants no secondary for so long", (0.1, 4.0), usual=False),
     "power-down": Kind("an operator has the guest switch itself off", usual=False, pair=True),
     "power-off": Kind("an operator switches the VM off", usual=False, pair=True),
+    "guest-panic": Kind("the guest panics", usual=False, pair=True),
     "clock-pause": Kind("the host and its monotonic clock stand still", (0.3, 4.0), usual=False),
 }
 DISKS = ("image-missed", "image-behind", "copy-failed")
 """What happens to VMs with replicated disks. The disks themselves are not modelled."""
-ORDERS = ("switchover", "failover", "unprotect", "power-down", "power-off")
-"""What an operator orders of a VM that runs."""
+ORDERS = ("switchover", "failover", "unprotect", "power-down", "power-off", "guest-panic")
+"""What an operator orders of a VM that runs; and a guest that ends by its own doing."""
 USUAL = tuple(name for name, kind in KINDS.items() if kind.usual and not kind.fencing)
 FENCING = tuple(name for name, kind in KINDS.items() if kind.fencing)
 

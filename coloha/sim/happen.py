@@ -281,11 +281,11 @@ class Happenings:
             qemu.say("STOP")
             qemu.say("RESUME")
 
-    def _guest_shutdown(self, _: Node, __: Fault) -> None:
+    def _guest_shutdown(self, _: Node, fault: Fault) -> None:
         qemu = self._world.judge.voice
         if qemu is None or qemu.status != "running" or qemu.frozen or not qemu.alive:
             return
-        qemu.guest_ends()
+        qemu.guest_ends(panicked=fault.kind == "guest-panic")
 
     # Orders
 
@@ -363,6 +363,7 @@ _BEGIN: dict[str, Callable[[Happenings, Node, Fault], Callable[[], None] | None]
     "spurious-resume": Happenings._spurious_resume,
     "launch-fails": Happenings._wait_for_occasion,
     "guest-shutdown": Happenings._guest_shutdown,
+    "guest-panic": Happenings._guest_shutdown,
     "disk-lost": Happenings._disk_lost,
     "image-missed": Happenings._image_missed,
     "image-behind": Happenings._image_behind,

@@ -274,7 +274,7 @@ class Monitor:
             self._copy_bad()
             self.daemon.post(ColoExited())
         elif message.name == "SHUTDOWN":
-            self.daemon.post(GuestShutdown())
+            self.daemon.post(GuestShutdown(panicked=message.data is True))
         elif message.name == "QUORUM_REPORT_BAD":
             self.daemon.post(DiskFailed("an image missed a write", behind=bool(message.data)))
 

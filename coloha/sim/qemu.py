@@ -353,10 +353,10 @@ class Qemu:
             self.world.judge.promoted(self)
         self.resume()
 
-    def guest_ends(self) -> None:
-        """Have the guest switch itself off."""
+    def guest_ends(self, *, panicked: bool = False) -> None:
+        """Have the guest switch itself off, or panic."""
         self.off = True
-        self.say("SHUTDOWN")
+        self.say("SHUTDOWN", panicked)
         self.world.at(0.01, self.world.qemu_dies, self, "its guest switched itself off")
 
     def _system_powerdown(self, _: Any) -> object:

@@ -152,6 +152,7 @@ class Player:
             "timer": Timer(),
             "colo-exited": ColoExited(),
             "guest-shutdown": GuestShutdown(),
+            "guest-panicked": GuestShutdown(panicked=True),
             "unattended": Unattended(),
             "start": StartRequested(),
             "leaving": Leaving(),

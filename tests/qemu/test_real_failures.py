@@ -308,7 +308,7 @@ def test_a_guest_that_panics(run: Loop, folder: Path) -> None:
             with contextlib.suppress(ScriptError):
                 await primary.command("cont")
             await ended(primary)
-            assert [type(event) for event in primary.events] == [QemuExited]
+            assert primary.events == [GuestShutdown(panicked=True), QemuExited(PRIMARY)]
 
     run(main())
 

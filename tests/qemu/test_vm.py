@@ -214,7 +214,7 @@ def test_a_script_that_fails_is_told_after_the_last_words(
     "reason",
     [
         *("host-qmp-quit", "host-qmp-system-reset", "host-signal", "host-error", "host-ui"),
-        *("guest-reset", "guest-panic", "subsystem-reset", None),
+        *("guest-reset", "subsystem-reset", None),
     ],
 )
 def test_any_other_shutdown_is_a_death(run: Loop, folder: Path, reason: str | None) -> None:
