@@ -39,6 +39,7 @@ class Timing:
     restart_hold: str = "1s"
     orphan_after: str = "10m"
     event_loop: str = "uvloop"
+    mode: str = "buffer"
 
 
 class Cluster:
@@ -141,7 +142,11 @@ class Cluster:
                 "extra_arguments": ["-plugin", str(assets.plugin)],
                 **vm,
             },
-            "checkpoint": {"period": timing.period, "stall_timeout": timing.stall_timeout},
+            "checkpoint": {
+                "mode": timing.mode,
+                "period": timing.period,
+                "stall_timeout": timing.stall_timeout,
+            },
             "heartbeat": {
                 "interval": timing.interval,
                 "misses": timing.misses,

@@ -47,7 +47,8 @@ class Request:
 
     `fingerprint` is of its pair file: both must agree. `qemu` is the version of its QEMU, `sizes`
     are those of its replicated disks, bytes. With a `disk`, the number of one, the connection is
-    not for the migration but for the image of the secondary that waits already.
+    not for the migration but for the image of the secondary that waits already; with a `stream` it
+    is for output that is compared, as `coloha.qemu.compare.streams` names it.
     """
 
     pair: str
@@ -57,6 +58,7 @@ class Request:
     qemu: tuple[int, int, int]
     sizes: tuple[int, ...] = ()
     disk: str = ""
+    stream: str = ""
 
 
 def tune(connection: socket.socket, timeout_s: float) -> None:

@@ -20,6 +20,12 @@ EXAMPLE = """examples:
 Exit code 1 means that a pair is not protected.
 """
 
+WEAKER = (
+    "compare: output is released when both copies answer alike, before a checkpoint; after a"
+    " failover the VM may lack what only the primary's copy did since the last one"
+)
+"""What the mode costs, in a sentence; docs/design.md has it all."""
+
 REFRESH_S = 0.5
 _CLEAR = "\x1b[H\x1b[J"
 _GREEN, _RED, _BOLD, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
@@ -73,6 +79,8 @@ def _pair(pair: dict[str, Any], colours: bool) -> Iterator[str]:
         yield f"  why not       {pair['why_not']}"
     if "peer" not in pair:
         return
+    if pair["mode"] == "compare":
+        yield f"  mode          {WEAKER}"
     if pair["paused"]:
         warning = "PAUSED by an operator: nothing fails over by itself (coloha resume)"
         yield f"  failover      {_RED + _BOLD + warning + _PLAIN if colours else warning}"
@@ -83,7 +91,7 @@ def _pair(pair: dict[str, Any], colours: bool) -> Iterator[str]:
             f"  epochs        {pair['epochs']} committed, last pause {_time(pair['last_pause_s'])},"
             f" period {_time(pair['period_s'])}"
         )
-        yield f"  output        {_output(pair)}"
+        yield from _output(pair)
         for mac in pair["open_nics"]:
             yield f"  NIC           {mac}: never held, nothing is promised there"
     if pair["loaded"] is not None:
@@ -115,10 +123,16 @@ def _waiting(pair: dict[str, Any]) -> str:
     return f"{pair['waits_for'] or '-'}{until}"
 
 
-def _output(pair: dict[str, Any]) -> str:
+def _output(pair: dict[str, Any]) -> Iterator[str]:
     if pair["held_age_s"] is None:
-        return "open"
-    return f"held until committed, oldest {_time(pair['held_age_s'])}"
+        how = "open"
+    elif pair["mode"] == "compare":
+        how = "compared; what differs waits for a checkpoint"
+    else:
+        how = f"held until committed, oldest {_time(pair['held_age_s'])}"
+    yield f"  output        {how}"
+    if pair["demanded"] is not None:
+        yield f"  differences   {pair['demanded']} checkpoints that QEMU asked for by itself"
 
 
 def _heard(age_s: float | None) -> str:

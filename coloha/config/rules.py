@@ -309,7 +309,24 @@ def _bound(listen: Listen, socket: _Socket) -> Address:
     return listen.channel if socket == "channel" else listen.heartbeat
 
 
+def _something_to_compare(pairs: list[ValidPair]) -> Iterator[Problem]:
+    for pair in pairs:
+        held = any(nic.output == "held" for nic in pair.config.vm.nics)
+        if pair.config.checkpoint.mode == "compare" and pair.config.vm.attach is not None:
+            yield pair.problem(
+                ("checkpoint", "mode"),
+                "cannot compare what a VM sends that somebody else started (vm.attach): its NICs"
+                " may leave checksums to the host; write buffer",
+            )
+        elif pair.config.checkpoint.mode == "compare" and not held:
+            yield pair.problem(
+                ("checkpoint", "mode"),
+                "compares nothing: give the VM a NIC whose output is `held`, or write buffer",
+            )
+
+
 _RULES: tuple[Callable[[list[ValidPair]], Iterator[Problem]], ...] = (
+    _something_to_compare,
     _named_after_file,
     _time_to_fail_over,
     _same_family,

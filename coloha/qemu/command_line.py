@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Literal
 
 from coloha.config.disk import Disk
-from coloha.config.model import Vm
+from coloha.config.model import Checkpoint, Vm
 from coloha.config.nic import Nic
 from coloha.core.events import Role, Run
+from coloha.qemu import compare
 from coloha.qemu import disks as nodes
 from coloha.qemu.guard import SWITCHED
 from coloha.qemu.scripts import Plan, sink_id
@@ -47,6 +48,10 @@ class Files:
     def exports(self) -> Path:
         """Socket where a secondary's images are written to."""
         return self.directory / "nbd.sock"
+
+    def stream(self, name: str) -> Path:
+        """Socket where a secondary of mode `compare` takes a stream; see `compare.streams`."""
+        return self.directory / f"{name}.sock"
 
     @property
     def held(self) -> Path:
@@ -117,7 +122,9 @@ def replicated(vm: Vm) -> tuple[str, ...]:
     return tuple(str(index) for index, disk in enumerate(vm.disks) if disk.access == "replicated")
 
 
-def plan(vm: Vm, files: Files, sync_rate: int | None = None) -> Plan:
+def plan(
+    vm: Vm, files: Files, sync_rate: int | None = None, limits: compare.Limits | None = None
+) -> Plan:
     """Return what scripts need to know of a VM, but for what QEMU's version decides."""
     return Plan(
         netdevs(vm, "held"),
@@ -125,6 +132,18 @@ def plan(vm: Vm, files: Files, sync_rate: int | None = None) -> Plan:
         disks=replicated(vm),
         exports=str(files.exports),
         sync_rate=sync_rate,
+        limits=limits,
+    )
+
+
+def limits(checkpoint: Checkpoint) -> compare.Limits | None:
+    """Return how output is compared, or None if it is not."""
+    if checkpoint.mode != "compare":
+        return None
+    return compare.Limits(
+        round(checkpoint.compare_timeout * 1000),
+        round(checkpoint.expired_scan_cycle * 1000),
+        checkpoint.max_queue_size,
     )
 
 
@@ -133,11 +152,20 @@ def overlay(folder: Path, pair: str, run: Run, node: str) -> Path:
     return folder / f"{pair}-{run.id}-{node}.qcow2"
 
 
-def build(pair: str, vm: Vm, run: Run, files: Files, overlays: Path = Path()) -> list[str]:
+def build(
+    pair: str,
+    vm: Vm,
+    run: Run,
+    files: Files,
+    overlays: Path = Path(),
+    *,
+    compared: bool = False,
+) -> list[str]:
     """Return the command line that starts `run`; a secondary's overlays are in folder `overlays`.
 
     Primary and secondary differ in three things only: the secondary waits for the migration, and
-    until it is promoted its output goes to a sink (4.6) and its writes to overlays.
+    until it is promoted its output goes to a sink (4.6), or to the primary to be `compared`, and
+    its writes to overlays.
     """
     machine = f"{vm.machine},accel={vm.accelerator}"
     argv = [
@@ -156,12 +184,15 @@ def build(pair: str, vm: Vm, run: Run, files: Files, overlays: Path = Path()) ->
         *("-serial", "chardev:console"),
     ]
     for index, nic in enumerate(vm.nics):
-        argv += _nic(f"net{index}", tap_name(pair, index, nic), nic)
+        plain = compared and nic.output == "held"
+        argv += _nic(f"net{index}", tap_name(pair, index, nic), nic, plain=plain)
     for index, disk in enumerate(vm.disks):
         argv += _disk(str(index), disk, pair, run, overlays)
     if run.role is Role.SECONDARY:
-        for netdev in netdevs(vm):
+        for netdev in netdevs(vm, "open") if compared else netdevs(vm):
             argv += _sink(netdev)
+        for netdev in netdevs(vm, "held") if compared else ():
+            argv += _compared(netdev, files)
         argv += ["-incoming", "defer"]
     return [*argv, *vm.extra_arguments]
 
@@ -170,11 +201,21 @@ def _optional(option: str, value: object | None) -> tuple[str, ...]:
     return () if value is None else (option, str(value))
 
 
-def _nic(netdev: str, tap: str, nic: Nic) -> list[str]:
+_OFFLOADS = (
+    *("csum", "gso", "host_tso4", "host_tso6", "host_ecn", "host_ufo"),
+    *("guest_csum", "guest_tso4", "guest_tso6", "guest_ecn", "guest_ufo"),
+)
+"""What a virtio NIC may leave to the host: checksums and the cutting up of packets."""
+
+
+def _nic(netdev: str, tap: str, nic: Nic, *, plain: bool) -> list[str]:
     # vhost moves packets past QEMU, where no filter can hold them.
     backend = f"tap,id={netdev},ifname={tap},script=no,downscript=no,vhost=off"
     # An option ROM differs between QEMU builds and is no use without network boot.
     device = f"{nic.model},netdev={netdev},mac={nic.mac},romfile="
+    if plain and nic.model == "virtio-net-pci":
+        # The rewriter computes whole checksums: one that the host is to complete would be wrong.
+        device += "".join(f",{offload}=off" for offload in _OFFLOADS)
     return ["-netdev", backend, "-device", device]
 
 
@@ -224,3 +265,22 @@ def _sink(netdev: str) -> list[str]:
     chardev = f"null,id=null-{netdev}"
     sink = f"filter-redirector,id={sink_id(netdev)},netdev={netdev},queue=rx,outdev=null-{netdev}"
     return ["-chardev", chardev, "-object", sink]
+
+
+def _compared(netdev: str, files: Files) -> list[str]:
+    """Return what a secondary needs for mode `compare` (see `coloha.qemu.compare`).
+
+    In this order: input meets the filter created first first, output the one created last.
+    """
+    argv = ["-chardev", f"null,id=null-{netdev}"]
+    for name, stream in (("input", "in"), ("answers", "re")):
+        path = _quoted(files.stream(f"{stream}{compare.number(netdev)}"))
+        argv += ["-chardev", f"socket,id={name}-{netdev},path={path},server=on,wait=off"]
+    for name, kind, properties in (
+        ("deaf", "redirector", f"queue=tx,outdev=null-{netdev}"),
+        ("input", "redirector", f"queue=tx,indev=input-{netdev},vnet_hdr_support=on"),
+        ("sink", "redirector", f"queue=rx,outdev=answers-{netdev},vnet_hdr_support=on"),
+        ("rewrite", "rewriter", "queue=all,vnet_hdr_support=on"),
+    ):
+        argv += ["-object", f"filter-{kind},id={name}-{netdev},netdev={netdev},{properties}"]
+    return argv

@@ -1,11 +1,12 @@
-"""Carries a replicated disk's writes from the primary's connection to the secondary's QEMU.
+"""Joins a connection of the primary's QEMU with the secondary's QEMU: a disk's writes, and the
+streams of mode `compare`.
 
 QEMU's NBD server takes no connection that somebody else has made: it wants to listen by itself. So
 it listens on a socket of the file system, and a relay, a process of its own, joins that with the
 connection that the daemons have authenticated. It outlives the daemon, and ends with either side:
 then both are closed.
 
-Standard library only: there is one for each disk. The bytes stay in the kernel (splice).
+Standard library only: there is one for each disk and stream. The bytes stay in the kernel (splice).
 """
 
 import contextlib
@@ -77,7 +78,7 @@ def relay(one: socket.socket, other: socket.socket) -> None:
 
 
 def main(exports: str) -> int:
-    """Join descriptor 3 with the NBD server that listens at `exports`."""
+    """Join descriptor 3 with the QEMU that listens at `exports`."""
     with (
         socket.socket(fileno=CONNECTION) as connection,
         socket.socket(socket.AF_UNIX) as server,

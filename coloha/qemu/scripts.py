@@ -6,13 +6,14 @@ Facts about QEMU that the sequences rest on are in docs/qemu.md; the numbers in 
 sections.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 
 from coloha.core.actions import Script
 from coloha.core.commit import Message, why_not
 from coloha.core.events import Adopted, ColoMode, Committed, Failure, Kept
-from coloha.qemu import disks
+from coloha.qemu import compare, disks
+from coloha.qemu.compare import Limits
 from coloha.qemu.steps import (
     POLL_S,
     Call,
@@ -35,6 +36,9 @@ from coloha.qemu.steps import (
 
 DEADMAN_MS = 5_000
 """x-checkpoint-delay: if the daemon dies after `stop`, QEMU's own checkpoint resumes the guest."""
+
+TRIGGER = Command("migrate-set-parameters", {"x-checkpoint-delay": DEADMAN_MS})
+"""Asks for a checkpoint, and puts off QEMU's own (0.1)."""
 
 HOLD_US = 4_000_000_000
 """A filter-buffer flushes by itself after this much guest time, and 0 is refused. Each epoch starts
@@ -65,6 +69,8 @@ class Plan:
     """Secondary: path of the socket where the images are written to."""
     sync_rate: int | None = None
     """Bytes per second at which each disk is copied; None: as fast as can be."""
+    limits: Limits | None = None
+    """Mode `compare`: how the output of `netdevs` is compared. None: it waits in buffers."""
 
 
 def buffer_id(letter: str, netdev: str) -> str:
@@ -96,9 +102,9 @@ def _capabilities(plan: Plan) -> Command:
     return Command("migrate-set-capabilities", {"capabilities": listed})
 
 
-def cut(*block_nodes: str) -> Steps:
-    """Cut the migration's connection, then those of block nodes, out of band: works while QEMU's
-    main loop is blocked.
+def cut(block_nodes: Iterable[str] = (), chardevs: Iterable[str] = ()) -> Steps:
+    """Cut the migration's connection, then those of block nodes and character devices, out of band:
+    works while QEMU's main loop is blocked.
 
     In this order: else a write that fails for it ends well for the guest, and the checkpoint under
     way may take it along although the secondary's disk lacks it (3.4). The instances exist only
@@ -108,6 +114,7 @@ def cut(*block_nodes: str) -> Steps:
     assert isinstance(listed, list)
     wanted = [{"type": "migration"}]
     wanted += [{"type": "block-node", "node-name": name} for name in block_nodes]
+    wanted += [{"type": "chardev", "id": name} for name in chardevs]
     for instance in wanted:
         if instance in listed:
             yank = Command("yank", {"instances": [instance]}, oob=True)
@@ -126,9 +133,17 @@ def adopt(plan: Plan) -> Steps:
     return Adopted(ColoMode(mode))
 
 
-def check(timeout_s: float) -> Steps:
+def check(plan: Plan, timeout_s: float) -> Steps:
     """See whether QEMU's main loop answers."""
-    yield from call(Command("query-status"), timeout_s=timeout_s)
+    command = Command("query-status")
+    if plan.limits is None:
+        yield from call(command, timeout_s=timeout_s)
+        return None
+    try:
+        yield from compare.unblocked(plan.netdevs, command, timeout_s / 2)
+    except ScriptError as error:
+        if error.failure is not Failure.BROKEN:
+            raise  # else it answered when it did not wait for the other node any more
     return None
 
 
@@ -144,6 +159,8 @@ def enter_colo(plan: Plan, timeout_s: float) -> Steps:
         "downtime-limit": 1000,
     }
     yield from call(_capabilities(plan), Command("migrate-set-parameters", parameters))
+    if plan.limits is not None:
+        yield from compare.connect(plan.netdevs)
     yield from disks.copy_all(plan.disks, plan.sync_rate, timeout_s)
     yield Give("colo")
     yield from do("migrate", {"uri": "fd:colo"})
@@ -168,11 +185,14 @@ def _await_colo(
 
 
 def arm(plan: Plan) -> Steps:
-    """Hold the guest's output from now on.
+    """Hold the guest's output from now on, or compare it.
 
     Guest output meets the filter created last first (4.1), so B comes before A: what A lets go
     waits in B. An A without B is what a `leave_colo` left that was cut short.
     """
+    if plan.limits is not None:
+        yield from compare.insert(plan.netdevs, plan.limits)
+        return None
     present = yield from objects()
     for netdev in plan.netdevs:
         a, b = buffer_id("a", netdev), buffer_id("b", netdev)
@@ -200,9 +220,11 @@ def epoch(plan: Plan, timeout_s: float, tape: Tape) -> Steps:
 
     The commands are written back to back, so nothing of the daemon's slowness gets between them.
     """
+    if plan.limits is not None:
+        return (yield from _compared_epoch(plan, timeout_s, tape))
     commands = [Command("stop"), *_cycle("a", plan)]
     empties = range(1, len(commands), 2)
-    commands.append(Command("migrate-set-parameters", {"x-checkpoint-delay": DEADMAN_MS}))
+    commands.append(TRIGGER)
     # They need nothing of the other side: a main loop that is slow with them hangs.
     replies = yield Call(tuple(commands), timeout_s / 2)
     assert isinstance(replies, list)
@@ -222,6 +244,22 @@ def epoch(plan: Plan, timeout_s: float, tape: Tape) -> Steps:
     return Committed(pause_s=resumed.at - stopped.at)
 
 
+def _compared_epoch(plan: Plan, timeout_s: float, tape: Tape) -> Steps:
+    """One checkpoint, whoever asked for it: the trigger, or meanwhile a difference (5.2)."""
+    result: Committed | Kept = Kept("")
+    for _ in range(compare.ROUNDS):
+        start = len(tape.messages)
+        yield from compare.unblocked(plan.netdevs, TRIGGER, timeout_s / 2)
+        yield from _resume(timeout_s)
+        lost = disks.lost_write(tape.messages, plan.disks)
+        if lost is not None:
+            raise ScriptError(Failure.BROKEN, lost)
+        result = compare.end_of_round(compare.window(tape, start))
+        if isinstance(result, Committed):
+            break
+    return result
+
+
 def _resume(timeout_s: float) -> Generator[Op, object, Message]:
     """Wait for the end of a checkpoint."""
     ends = ("RESUME", "COLO_EXIT", "SHUTDOWN")
@@ -233,7 +271,8 @@ def _resume(timeout_s: float) -> Generator[Op, object, Message]:
 
 def release(plan: Plan) -> Steps:
     """Let go what B holds. The guest runs, but all that it sends now waits in A."""
-    yield from call(*_cycle("b", plan))
+    if plan.limits is None:  # else what both answered alike is out already
+        yield from call(*_cycle("b", plan))
     return None
 
 
@@ -242,7 +281,8 @@ def leave_colo(plan: Plan, timeout_s: float) -> Steps:
 
     Every part may have been done before: the daemon that began it may have died.
     """
-    yield from cut(*map(disks.peer, plan.disks))
+    compared = plan.netdevs if plan.limits is not None else ()
+    yield from cut(map(disks.peer, plan.disks), compare.to_cut(compared))
     yield from disks.detach(plan.disks)
     if (yield from query("query-colo-status", "mode")) == ColoMode.PRIMARY:
         yield from allow("already", Command("x-colo-lost-heartbeat"), timeout_s)
@@ -254,6 +294,8 @@ def leave_colo(plan: Plan, timeout_s: float) -> Steps:
         if commands:
             yield from call(*commands)
     yield from poll("the migration to end", timeout_s, _migration_over)
+    if plan.limits is not None:
+        yield from compare.withdraw(plan.netdevs)
     if plan.disks:
         yield from poll("the overlays to be merged", timeout_s, lambda: disks.merged(plan.disks))
     status = yield from query("query-status", "status")
@@ -298,7 +340,9 @@ def promote(plan: Plan, timeout_s: float) -> Steps:
     At the failover QEMU itself switches every filter of the secondary off (4.6), so the output is
     open as soon as the guest runs; removing the sinks makes it last.
     """
-    yield from cut()
+    # No word of this copy may count for the old primary any more, nor be heard yet: a device that
+    # is cut swallows what it is given.
+    yield from cut(chardevs=compare.theirs(plan.netdevs) if plan.limits is not None else ())
     if plan.disks:
         yield from disks.serve_no_more()
     in_colo = (yield from query("query-colo-status", "mode")) == ColoMode.SECONDARY
@@ -311,6 +355,8 @@ def promote(plan: Plan, timeout_s: float) -> Steps:
         raise ScriptError(Failure.REFUSED, "the secondary is not in COLO: it has no VM to become")
     yield from poll("COLO to end", timeout_s, _colo_over)
     yield from poll("the guest to run", timeout_s, _running)
+    if plan.limits is not None:
+        yield from compare.promoted(plan.netdevs)
     present = yield from objects()
     sinks = map(sink_id, (*plan.netdevs, *plan.open_netdevs))
     commands = [Command("object-del", {"id": name}) for name in sinks if name in present]
@@ -354,7 +400,7 @@ def write(script: Script, plan: Plan, timeout_s: float, tape: Tape) -> Steps:
         case Script.ADOPT:
             return adopt(plan)
         case Script.CHECK:
-            return check(timeout_s)
+            return check(plan, timeout_s)
         case Script.ENTER_COLO:
             return enter_colo(plan, timeout_s)
         case Script.ARM:

@@ -12,7 +12,10 @@ from dataclasses import replace
 from coloha.core.actions import Script
 from coloha.core.commit import Message
 from coloha.core.events import (
+    Adopted,
     ColoExited,
+    ColoMode,
+    Committed,
     CopyBad,
     Event,
     Failure,
@@ -78,6 +81,10 @@ class Vm:
         """How far the copy of the disks has come, while there is one."""
         self.copying_since = 0.0
         """When that copy began, monotonic seconds."""
+        self.demanded: int | None = None
+        """Mode `compare`, as primary: the session's checkpoints that QEMU asked for by itself."""
+        self._resumed = 0
+        """How often the guest has gone on since its output is compared."""
         self._left_colo = False
         self._lost_write: str | None = None
         """The write of this session that the other node's disk missed."""
@@ -168,9 +175,9 @@ class Vm:
         script: Script,
         timeout_s: float,
         channel: socket.socket | None,
-        images: Mapping[str, socket.socket] | None = None,
+        links: Mapping[str, socket.socket] | None = None,
     ) -> object:
-        """Run a script. `images` are connections to the other node's images, by their nodes' names.
+        """Run a script. `links` are further connections that it gives to QEMU, by name.
 
         :raises ScriptError: if it does not succeed.
         """
@@ -179,7 +186,7 @@ class Vm:
             self._lost_write = None
         elif script is Script.EPOCH and self._lost_write is not None:
             raise ScriptError(Failure.BROKEN, self._lost_write)
-        connections = {**({} if channel is None else {"colo": channel}), **(images or {})}
+        connections = {**({} if channel is None else {"colo": channel}), **(links or {})}
         try:
             result = await conduct(
                 script, self._plan, timeout_s, self._monitor, connections, self._look, self._report
@@ -191,9 +198,22 @@ class Vm:
             raise
         finally:
             self.progress = None
+        if self._plan.limits is not None:
+            self._count(script, result)
         if script is Script.ADOPT:
             self._check_copy()  # it may have broken before anyone listened
         return result
+
+    def _count(self, script: Script, result: object) -> None:
+        """Tell the checkpoints that epochs asked for from the others."""
+        adopted = isinstance(result, Adopted) and result.colo is ColoMode.PRIMARY
+        if script is Script.ARM or adopted:
+            self.demanded = self._resumed = 0
+        elif script is Script.LEAVE_COLO:
+            self.demanded = None
+        elif script is Script.EPOCH and self.demanded is not None:
+            self.demanded += max(0, self._resumed - isinstance(result, Committed))
+            self._resumed = 0
 
     def _report(self, progress: Progress) -> None:
         if self.progress is None:
@@ -261,6 +281,7 @@ class Vm:
                     self._say(GuestShutdown(panicked=data["reason"] == "guest-panic"))
             case "RESUME":
                 self.loaded += 1
+                self._resumed += 1
             case "QUORUM_REPORT_BAD" | "QUORUM_FAILURE":
                 self._disk_failed(message)
             case _:

@@ -38,7 +38,9 @@ from coloha.qemu import command_line, versions
 from coloha.qemu.process import ChildLauncher, Launcher, Process
 from coloha.qemu.steps import ScriptError
 from coloha.qemu.vm import Vm
+from coloha.runtime.compared import Streams
 from coloha.runtime.guards import Guard
+from coloha.runtime.links import Links
 from coloha.runtime.origin import Origin
 from coloha.runtime.storage import Storage
 from coloha.runtime.watchman import Watchman
@@ -84,7 +86,9 @@ class Keeper:
         self._launcher = launcher or ChildLauncher()
         self._origin = Origin(config, host, self._launcher)
         self._traits = versions.Traits(config.vm.machine, config.vm.accelerator)
-        self.storage = Storage(config, host, key, peer, self._launcher)
+        self._links = Links(config, host, key, peer, self._launcher)
+        self.storage = Storage(config, host, peer, self._links)
+        self._streams = Streams(config, self._links)
         self.vm: Vm | None = None
         self._guard: Guard | None = None
         self._epoch_at = 0.0
@@ -147,7 +151,8 @@ class Keeper:
 
     def _make(self, run: Run) -> Vm:
         files = self._origin.files(run)
-        plan = command_line.plan(self._config.vm, files, self._config.recovery.sync_rate)
+        limits = command_line.limits(self._config.checkpoint)
+        plan = command_line.plan(self._config.vm, files, self._config.recovery.sync_rate, limits)
         return Vm(run, files, plan, self._traits, self._said)
 
     def _said(self, event: Event) -> None:
@@ -248,8 +253,12 @@ class Keeper:
             if action.script is Script.ARM:
                 await self._prepare_to_hold()
             began = time.monotonic()
-            async with self.storage.around(action, vm, self._request) as images:
-                result = await vm.perform(action.script, action.timeout_s, channel, images)
+            async with (
+                self.storage.around(action, vm, self._request) as images,
+                self._streams.around(action, vm, self._request) as streams,
+            ):
+                links = {**images, **streams}
+                result = await vm.perform(action.script, action.timeout_s, channel, links)
             self._see_guarded(action.script, result, began)
         except ScriptError as error:
             self._post(ScriptFailed(action.number, error.failure, error.reason))
@@ -359,8 +368,8 @@ class Keeper:
     # Channels, as the invited side
 
     def offered(self, offer: Offer) -> None:
-        """Take an invitation. Posts `Invited`, unless it is for a disk."""
-        if offer.request.disk:
+        """Take an invitation. Posts `Invited`, unless it is for a link of a session."""
+        if offer.request.disk or offer.request.stream:
             self._beside(self._join(offer))
             return
         tune(offer.connection, self._config.checkpoint.stall_timeout)
@@ -371,15 +380,17 @@ class Keeper:
         self._post(Invited(request.session, request.generation, self._problem(request)))
 
     async def _join(self, offer: Offer) -> None:
-        """Join a connection with a disk of the secondary that is here for it."""
+        """Join a link with the secondary that is here for it."""
         vm = self.vm
         try:
             if vm is None or vm.pid is None or vm.run.session != offer.request.session:
                 await offer.refuse("the secondary of this session is gone")
+            elif offer.request.stream:
+                await self._streams.join(offer, vm.files, vm.cut)
             else:
                 await self.storage.join(offer, vm.files, vm.cut)
         except (ChannelError, LaunchError) as error:
-            log.warning("%s: a disk's connection: %s", self._config.name, error)
+            log.warning("%s: a link: %s", self._config.name, error)
 
     def _problem(self, request: Request) -> str | None:
         """Say why this node cannot run the secondary, as far as can be seen without trying."""
@@ -435,7 +446,7 @@ class Keeper:
             connection = offer.connection if offer else self._channels.pop(session, None)
             if connection is not None:
                 connection.close()
-        self.storage.let_go()
+        self._links.let_go()
         if self.vm is not None:
             vm, self.vm = self.vm, None
             if self._guard is not None:

@@ -30,6 +30,8 @@ class PairGauges:
     paused: bool = False
     disk_bytes_left: int = 0
     """Of the copy of the disks that is under way."""
+    demanded: int | None = None
+    """Mode `compare`: the session's checkpoints that QEMU asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +197,14 @@ def _of_pairs(pairs: list[PairGauges]) -> Iterator[Metric]:
         "Bytes of the disks that are yet to be copied to a new secondary.",
         labels=["pair"],
     )
+    demanded = GaugeMetricFamily(
+        "coloha_pair_session_demanded",
+        "Mode compare: checkpoints of this session that QEMU asked for, since outputs differed.",
+        labels=["pair"],
+    )
     for pair in pairs:
+        if pair.demanded is not None:
+            demanded.add_metric([pair.pair], pair.demanded)
         left.add_metric([pair.pair], pair.disk_bytes_left)
         phase.add_metric([pair.pair, pair.phase], 1)
         protected.add_metric([pair.pair], pair.protected)
@@ -204,3 +213,5 @@ def _of_pairs(pairs: list[PairGauges]) -> Iterator[Metric]:
         reachable.add_metric([pair.pair], pair.witness_reachable)
         paused.add_metric([pair.pair], pair.paused)
     yield from (phase, protected, generation, committed, reachable, paused, left)
+    if demanded.samples:
+        yield demanded

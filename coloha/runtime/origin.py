@@ -83,7 +83,10 @@ class Origin:
         if files.monitors is not None and self._attach is not None:
             return attach.take(self._attach, files.directory)
         overlays = self._host.overlay_directory
-        argv = command_line.build(self._config.name, self._config.vm, run, files, overlays)
+        compared = self._config.checkpoint.mode == "compare"
+        argv = command_line.build(
+            self._config.name, self._config.vm, run, files, overlays, compared=compared
+        )
         return self._launcher.start(argv, files.stderr)
 
     async def look(self, vm: Vm) -> None:

@@ -257,6 +257,7 @@ class PairRuntime:
             witness_reachable=snapshot.witness_error is None,
             paused=snapshot.paused,
             disk_bytes_left=self.keeper.disk_bytes_left,
+            demanded=self.keeper.vm.demanded if self.keeper.vm is not None else None,
         )
 
     @property

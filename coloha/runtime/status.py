@@ -27,6 +27,8 @@ def as_dict(pair: PairRuntime, now: float) -> dict[str, Any]:
         "generation": snapshot.generation,
         "record": snapshot.record,
         "epochs": snapshot.committed,
+        "mode": pair.config.checkpoint.mode,
+        "demanded": vm.demanded if vm is not None else None,
         "loaded": vm.loaded if vm is not None and snapshot.role == "secondary" else None,
         "period_s": snapshot.period_s,
         "last_pause_s": snapshot.pause_s,

@@ -1,4 +1,4 @@
-"""A pair's replicated disks on this node: their files, connections and relays.
+"""A pair's replicated disks on this node: their files and connections.
 
 The other node's QEMU writes to this node's images while this node follows, and the mark says so
 when what they hold is no whole disk: they were being copied to, or what a promoted secondary had
@@ -10,42 +10,34 @@ import contextlib
 import logging
 import re
 import socket
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from coloha.adapters.channel import Offer, Request, invite, tune
+from coloha.adapters.channel import Offer, Request
 from coloha.config.model import HostConfig, PairConfig
 from coloha.core.actions import RunScript, Script
 from coloha.core.events import Failure, Role, Run
 from coloha.durable import replace_file, sync_folder
-from coloha.errors import AuthenticationError, ChannelError, LaunchError
+from coloha.errors import LaunchError
 from coloha.qemu import command_line, disks, images
 from coloha.qemu.command_line import Files
-from coloha.qemu.process import Launcher, Process
 from coloha.qemu.steps import ScriptError
 from coloha.qemu.vm import Vm
+from coloha.runtime.links import Links
 
 log = logging.getLogger(__name__)
-
-CONNECT_S = 10.0
-"""How long the other node may take to join a connection with its image."""
 
 
 class Storage:
     """See the module. Without replicated disks it does nothing."""
 
-    def __init__(
-        self, config: PairConfig, host: HostConfig, key: bytes, peer: str, launcher: Launcher
-    ) -> None:
+    def __init__(self, config: PairConfig, host: HostConfig, peer: str, links: Links) -> None:
         self.disks = command_line.replicated(config.vm)
         self._config = config
         self._host = host
-        self._key = key
         self._peer = peer
-        self._launcher = launcher
-        self._relays: list[Process] = []
+        self._links = links
         self._mark = host.state_directory / f"{config.name}.disks"
 
     # Whether the images are whole
@@ -147,7 +139,9 @@ class Storage:
                 await self.tear("what a secondary had kept apart was being merged into them")
             elif action.script is Script.ENTER_COLO and self.disks:
                 assert action.session is not None
-                connections = await self._connect(await request(vm, action.session))
+                base = await request(vm, action.session)
+                wanted = {disks.peer(disk): replace(base, disk=disk) for disk in self.disks}
+                connections = await self._links.connect(wanted)
             yield connections
             if action.script in (Script.AWAIT_COLO, Script.PROMOTE, Script.LEAVE_COLO):
                 await self.mend()
@@ -157,36 +151,7 @@ class Storage:
             for connection in connections.values():
                 connection.close()  # QEMU has its own
 
-    # Connections, as the primary
-
-    async def _connect(self, request: Request) -> dict[str, socket.socket]:
-        """Return connections to the images of the secondary that waits for `request`'s session, by
-        what QEMU is to call them.
-
-        :raises ScriptError: if one cannot be made.
-        """
-        made: dict[str, socket.socket] = {}
-        address = self._config.nodes[self._peer].channel
-        try:
-            for disk in self.disks:
-                connection = made[disks.peer(disk)] = await invite(
-                    (address.host, address.port),
-                    self._key,
-                    self._host.node,
-                    self._peer,
-                    replace(request, disk=disk),
-                    CONNECT_S,
-                )
-                tune(connection, self._config.checkpoint.stall_timeout)
-        except BaseException as error:
-            for connection in made.values():
-                connection.close()
-            if isinstance(error, ChannelError | AuthenticationError):
-                raise ScriptError(Failure.BROKEN, f"a disk of {self._peer}: {error}") from error
-            raise
-        return made
-
-    # Relays, as the secondary
+    # Connections
 
     async def join(self, offer: Offer, files: Files, ended: Callable[[], None]) -> None:
         """Join the connection of an invitation with the image that it is for; `ended` is called
@@ -198,20 +163,4 @@ class Storage:
         if offer.request.disk not in self.disks:
             await offer.refuse(f"there is no replicated disk {offer.request.disk!r} here")
             return
-        tune(offer.connection, self._config.checkpoint.stall_timeout)
-        with offer.connection.dup() as connection:
-            await offer.admit()  # the next byte is the NBD server's
-            argv = [sys.executable, "-I", "-m", "coloha.qemu.relay", str(files.exports)]
-            process = self._launcher.start(argv, files.stderr, connection.fileno())
-        self._relays.append(process)
-        process.watch(lambda: None, lambda _: self._over(process, ended))
-
-    def _over(self, process: Process, ended: Callable[[], None]) -> None:
-        self._relays.remove(process)
-        ended()
-
-    def let_go(self) -> None:
-        """Watch the relays no more; they go on."""
-        for process in self._relays:
-            process.close()
-        self._relays = []
+        await self._links.join(offer, files.exports, files.stderr, ended)

@@ -38,6 +38,8 @@ def pair(phase: str = "protected", **changes: Any) -> dict[str, Any]:
         "generation": 7,
         "record": "protected(7, alpha, beta)",
         "epochs": 1234,
+        "mode": "buffer",
+        "demanded": None,
         "loaded": None,
         "period_s": 0.05,
         "last_pause_s": 0.0061,
@@ -94,6 +96,15 @@ def test_a_protected_secondary() -> None:
     )
     assert "  checkpoints   99 loaded" in shown
     assert not any("epochs" in line or "output" in line for line in shown)
+
+
+def test_mode_compare_says_what_it_costs() -> None:
+    shown = lines(pair(mode="compare", demanded=17))
+    assert any(line.startswith("  mode          compare:") and "may lack" in line for line in shown)
+    assert "  output        compared; what differs waits for a checkpoint" in shown
+    assert "  differences   17 checkpoints that QEMU asked for by itself" in shown
+    follower = lines(pair("follow", role="secondary", mode="compare", last_pause_s=None))
+    assert any("may lack" in line for line in follower)
 
 
 def test_a_primary_alone() -> None:

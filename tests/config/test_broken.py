@@ -54,7 +54,11 @@ def test_unknown_keys(tmp_path: Path) -> None:
         tmp_path,
         text,
         ("18:3: checkpoint.perod", "unknown key 'perod', did you mean 'period'?"),
-        ("19:3: checkpoint.qqq", "unknown key 'qqq': use mode, period, stall_timeout"),
+        (
+            "19:3: checkpoint.qqq",
+            "unknown key 'qqq': use mode, period, stall_timeout, "
+            "compare_timeout, expired_scan_cycle, max_queue_size",
+        ),
         ("20:13: heartbeat.intervall", "unknown key 'intervall', did you mean 'interval'?"),
     )
 
@@ -141,7 +145,7 @@ def test_wrong_words(tmp_path: Path) -> None:
         ("13:9: vm.cpus", "must be a whole number, not 1.5"),
         ("14:12: vm.machine", "'pc usb' is not a machine type"),
         ("19:14: vm.nics[0].model", "unknown value 'virtio', did you mean 'virtio-net-pci'?"),
-        ("23:20: checkpoint.mode", "cannot be 1: use buffer"),
+        ("23:20: checkpoint.mode", "cannot be 1: use buffer, compare"),
     )
 
 
@@ -429,3 +433,24 @@ def test_messages_stay_short_and_on_one_line(tmp_path: Path) -> None:
     for problem in problems:
         assert len(problem.path) + len(problem.message) < 300
         assert "\n" not in str(problem)
+
+
+def test_compare_needs_something_to_compare_in_time(tmp_path: Path) -> None:
+    text = PAIR + "checkpoint: {mode: compare, compare_timeout: 1s, expired_scan_cycle: 600ms}\n"
+    refuse_pair(
+        tmp_path,
+        text,
+        ("17:70: checkpoint.expired_scan_cycle", "may wait 1600ms", "write stall_timeout: 3200ms"),
+    )
+    text = edit(PAIR, "bridge: br0", "bridge: br0\n      output: open")
+    refuse_pair(
+        tmp_path,
+        text + "checkpoint: {mode: compare}\n",
+        ("18:20: checkpoint.mode", "compares nothing", "`held`"),
+    )
+    attach = "vm:\n  attach: {node: beta, monitor: /a, second_monitor: /b}\n"
+    refuse_pair(
+        tmp_path,
+        edit(PAIR, "vm:\n", attach) + "checkpoint: {mode: compare}\n",
+        ("18:20: checkpoint.mode", "vm.attach", "write buffer"),
+    )

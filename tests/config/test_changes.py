@@ -18,7 +18,8 @@ FULL = (
         "  extra_arguments: [-rtc, base=utc]\n",
     )
     + "  timeout: 1s\nfirst_primary: alpha\nfencing: none\n"
-    "checkpoint: {mode: buffer, period: 50ms, stall_timeout: 3s}\n"
+    "checkpoint: {mode: compare, period: 50ms, stall_timeout: 3s, compare_timeout: 100ms,"
+    " expired_scan_cycle: 50ms, max_queue_size: 1000}\n"
     "heartbeat: {interval: 100ms, misses: 5, restart_hold: 5s}\n"
     "recovery: {sync_timeout: 10m, sync_rate: 10MiB, retry_max: 60s, cold_start_after: 30s,"
     " flap_limit: 5, flap_window: 12m, orphan_after: 9m}\n"
@@ -27,7 +28,6 @@ FULL = (
 SHARED = [
     ("52:54:00:12:34:56", "52:54:00:12:34:57", "vm.nics[0].mac"),
     ("bridge: br0", "bridge: br0\n      model: e1000", "vm.nics[0].model"),
-    ("bridge: br0", "bridge: br0\n      output: open", "vm.nics[0].output"),
     ("memory: 128MiB", "memory: 129MiB", "vm.memory"),
     ("machine: pc", "machine: q35", "vm.machine"),
     ("accelerator: kvm", "accelerator: tcg", "vm.accelerator"),
@@ -45,6 +45,10 @@ SHARED = [
     ("  beta:", "  gamma:", "nodes"),
     ("first_primary: alpha", "first_primary: beta", "first_primary"),
     ("stall_timeout: 3s", "stall_timeout: 4s", "checkpoint.stall_timeout"),
+    ("mode: compare", "mode: buffer", "checkpoint.mode"),
+    ("compare_timeout: 100ms", "compare_timeout: 101ms", "checkpoint.compare_timeout"),
+    ("scan_cycle: 50ms", "scan_cycle: 51ms", "checkpoint.expired_scan_cycle"),
+    ("max_queue_size: 1000", "max_queue_size: 1001", "checkpoint.max_queue_size"),
     ("interval: 100ms", "interval: 101ms", "heartbeat.interval"),
     ("misses: 5", "misses: 6", "heartbeat.misses"),
     ("restart_hold: 5s", "restart_hold: 6s", "heartbeat.restart_hold"),
@@ -94,6 +98,13 @@ def test_fingerprint_lacks_local_settings(tmp_path: Path, old: str, new: str, pa
     assert before.fingerprint() == after.fingerprint()
 
 
+def test_fingerprint_has_which_output_is_held(tmp_path: Path) -> None:
+    held = load_pair(tmp_path, PAIR)
+    open_ = load_pair(tmp_path, edit(PAIR, "bridge: br0", "bridge: br0\n      output: open"))
+    assert changed_settings(held, open_) == ["vm.nics[0].output"]
+    assert held.fingerprint() != open_.fingerprint()
+
+
 def test_every_setting_is_either_shared_or_local() -> None:
     def leaves(value: object, path: str) -> set[str]:
         if isinstance(value, dict):
@@ -108,8 +119,8 @@ def test_every_setting_is_either_shared_or_local() -> None:
     )
     settings = {leaf.removeprefix(".") for leaf in leaves(pair.model_dump(), "")}
     settings -= {"nodes.alpha.channel", "nodes.alpha.heartbeat"}  # the same models as beta's
-    # A list is one leaf here, a mode and a type have one value only, a name is the file's.
-    settings -= {"vm.nics", "checkpoint.mode", "witness.type", "pair", "vm.firmware"}
+    # A list is one leaf here, a type has one value only, a name is the file's.
+    settings -= {"vm.nics", "witness.type", "pair", "vm.firmware"}
     settings -= {"vm.attach"}  # excludes disks: see below
     covered = {path for _, _, path in SHARED + LOCAL}
     assert settings <= covered, settings - covered

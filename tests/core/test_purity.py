@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2] / "coloha"
-SCRIPTS = [ROOT / "qemu" / f"{name}.py" for name in ("scripts", "steps", "disks")]
+SCRIPTS = [ROOT / "qemu" / f"{name}.py" for name in ("scripts", "steps", "disks", "compare")]
 PURE = [*sorted((ROOT / "core").glob("*.py")), *SCRIPTS]
 ALLOWED = {
     "collections",

@@ -19,6 +19,7 @@ from coloha.core.actions import Script
 from coloha.core.events import Committed, Event, Role, Run
 from coloha.qemu import command_line
 from coloha.qemu.command_line import Files
+from coloha.qemu.compare import Limits
 from coloha.qemu.process import ChildLauncher
 from coloha.qemu.steps import Command
 from coloha.qemu.versions import Traits
@@ -66,8 +67,15 @@ class Node:
     """One run of the VM: a real QEMU."""
 
     def __init__(
-        self, wire: Wire, run: Run, spec: Spec, *more: str, edit: Callable[[str], str] = str
+        self,
+        wire: Wire,
+        run: Run,
+        spec: Spec,
+        *more: str,
+        edit: Callable[[str], str] = str,
+        limits: Limits | None = None,
     ) -> None:
+        self.limits = limits
         self.folder = wire.path.parent
         self.directory = wire.path.parent / "web"
         self.run, self.spec = run, spec
@@ -77,7 +85,9 @@ class Node:
         self.files.directory.mkdir(parents=True)
         words = [
             edit(self._wired(word, wire))
-            for word in command_line.build("web", spec, run, self.files, self.folder)
+            for word in command_line.build(
+                "web", spec, run, self.files, self.folder, compared=limits is not None
+            )
         ]
         qtest = quoted(self.files.directory / "qtest")
         words += ["-qtest", f"unix:{qtest},server=on,wait=off", *more]
@@ -88,7 +98,7 @@ class Node:
     def watcher(self) -> Vm:
         """A daemon's view of this run."""
         traits = Traits(self.spec.machine, self.spec.accelerator)
-        plan = command_line.plan(self.spec, self.files)
+        plan = command_line.plan(self.spec, self.files, limits=self.limits)
         return Vm(self.run, self.files, plan, traits, self.events.append)
 
     def _wired(self, word: str, wire: Wire) -> str:
@@ -169,10 +179,12 @@ class Pair:
         self.wire, self.spec = wire, spec
         self.nodes: list[Node] = []
         self.link: Link | None = None
+        self.limits: Limits | None = None
+        """Of mode `compare`."""
 
     async def start(self, run: Run, *more: str, edit: Callable[[str], str] = str) -> Node:
         """Start one more QEMU, each word of its command line edited, up to its first answer."""
-        node = Node(self.wire, run, self.spec, *more, edit=edit)
+        node = Node(self.wire, run, self.spec, *more, edit=edit, limits=self.limits)
         self.nodes.append(node)
         await node.vm.connect(PATIENCE_S)
         return node

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from coloha.config.model import Vm
 from coloha.core.events import Role, Run
-from coloha.qemu.command_line import Files, directory_of, mark, netdevs, run_of, tap_name
+from coloha.qemu.command_line import Files, build, directory_of, mark, netdevs, run_of, tap_name
 from tests.qemu.relaxed import relaxed
 from tests.qemu.specs import PRIMARY, SECONDARY, argv, nic, vm
 
@@ -238,3 +238,18 @@ def test_each_run_has_files_of_its_own() -> None:
 def test_the_spec_is_the_configurations() -> None:
     """So that what is tested here is what a pair file can say."""
     assert isinstance(vm(8), Vm)
+
+
+def test_a_compared_nic_leaves_no_checksum_to_the_host(tmp_path: Path) -> None:
+    """The rewriter computes whole ones. A NIC that is not compared is as ever."""
+    spec = vm(nics=(nic(0), nic(1, output="open")))
+    files = Files(directory_of(tmp_path, SECONDARY))
+    words = build("web", spec, SECONDARY, files, compared=True)
+    compared, other = (word for word in words if word.startswith("virtio-net-pci"))
+    assert ",csum=off," in compared
+    assert "csum" not in other
+    filters = [word.split(",")[1] for word in words if word.startswith("filter-")]
+    assert filters == [
+        "id=sink-net1",
+        *("id=deaf-net0", "id=input-net0", "id=sink-net0", "id=rewrite-net0"),
+    ]

@@ -85,7 +85,7 @@ def connect(inviting: Side, invited: Side) -> None:
     addresses = inviting.config.nodes[node].model_copy(update={"channel": Address(host, port)})
     nodes = {**inviting.config.nodes, node: addresses}
     inviting.keeper._config = inviting.config.model_copy(update={"nodes": nodes})
-    inviting.keeper.storage._config = inviting.keeper._config
+    inviting.keeper._links._config = inviting.keeper._config
     invited.keeper._config = invited.config.model_copy(update={"nodes": nodes})
 
 

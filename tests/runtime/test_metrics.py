@@ -110,7 +110,7 @@ def test_what_happens_is_counted() -> None:
 
 def test_names_and_help_are_as_prometheus_wants_them() -> None:
     with serving() as (metrics, port):
-        metrics.pairs = lambda: [gauges("vm")]
+        metrics.pairs = lambda: [gauges("vm", demanded=2)]
         metrics.totals = lambda: Totals({"mac": 1})
         metrics.pause("vm", 0.1)
         metrics.occurred("vm", "failover")
@@ -131,6 +131,7 @@ def test_names_and_help_are_as_prometheus_wants_them() -> None:
         "coloha_pair_generation",
         "coloha_pair_phase",
         "coloha_pair_protected",
+        "coloha_pair_session_demanded",
         "coloha_pair_session_commits",
         "coloha_pair_witness_reachable",
         "coloha_pair_paused",

@@ -76,7 +76,9 @@ def test_how_far_the_disks_are(
             assert (shown(stage)["disks"], shown(stage)["disks_torn"]) == (None, None)
             vm = {"pid": 1, "answered_at": None, "loaded": 0}
             since, progress = time.monotonic() - 10, Progress(copied=250, total=1000)
-            stage.keeper.vm = SimpleNamespace(**vm, progress=progress, copying_since=since)
+            stage.keeper.vm = SimpleNamespace(
+                **vm, progress=progress, copying_since=since, demanded=None
+            )
             stage.keeper.storage.torn = "half a copy"
             status = shown(stage)
             assert status["disks"] == {

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import subprocess
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -212,7 +213,7 @@ def test_a_disks_connection_ends_at_the_server(run: Runner, tmp_path: Path) -> N
             assert vm is not None
             request = await alpha.keeper._request(vm, 7)
             assert request.sizes == (SIZE,)
-            made = await alpha.keeper.storage._connect(request)
+            made = await alpha.keeper._links.connect({disks.peer("1"): replace(request, disk="1")})
             assert list(made) == [disks.peer("1")]
             server, _ = listener.accept()
             with server, made[disks.peer("1")] as connection:
@@ -223,7 +224,7 @@ def test_a_disks_connection_ends_at_the_server(run: Runner, tmp_path: Path) -> N
                 assert server.recv(100) == b"hello"
                 server.shutdown(socket.SHUT_RDWR)
                 assert connection.recv(100) == b""
-            await eventually(lambda: not beta.keeper.storage._relays, "the end of the relay")
+            await eventually(lambda: not beta.keeper._links._relays, "the end of the relay")
 
     run(main())
 
