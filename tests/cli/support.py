@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ class FakeDaemon:
         }
         self.events: list[dict[str, Any]] = []
         self.asked: list[Line] = []
+        self.obey: Callable[[Line], Line] = lambda request: {"ok": True}
+        """What orders do, and are answered."""
         self._path = folder / "run" / "control.sock"
 
     @contextlib.contextmanager
@@ -37,6 +39,8 @@ class FakeDaemon:
             stopping = asyncio.Event()
             loops.append((asyncio.get_running_loop(), stopping))
             verbs = {"status": self._status, "events": self._events, "start": self._start}
+            orders = ("stop", "failover", "unprotect", "protect")
+            verbs |= dict.fromkeys(orders, self._order)
             server = ControlServer(verbs)
             await server.start(self._path)
             ready.set()
@@ -69,6 +73,10 @@ class FakeDaemon:
             yield {"ok": True}
         else:
             yield {"error": f"no pair {request['pair']!r} on this node"}
+
+    async def _order(self, request: Line) -> AsyncIterator[Line]:
+        self.asked.append(request)
+        yield self.obey(request)
 
 
 def configure(folder: Path, pair: str = PAIR) -> Path:
