@@ -6,6 +6,8 @@ Their frames are RARP, which QEMU does not compare: they pass. What is compared 
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -31,8 +33,8 @@ FILTERS = {"mirror", "agreed", "divert"}
 class Compared(Pair):
     """A pair whose streams the test joins; `far` are the secondary's ends of them."""
 
-    def __init__(self, wire: Wire, nics: int) -> None:
-        super().__init__(wire, specs.vm(nics, qemu=str(load_assets().qemu), accelerator="qtest"))
+    def __init__(self, wire: Wire, nics: int, qemu: str, accelerator: str) -> None:
+        super().__init__(wire, specs.vm(nics, qemu=qemu, accelerator=accelerator))
         self.limits = LIMITS
 
     def links(self, secondary: Node) -> dict[str, socket.socket]:
@@ -61,12 +63,22 @@ class Compared(Pair):
 
 
 @contextlib.asynccontextmanager
-async def compared(folder: Path, nics: int = 1) -> AsyncIterator[Compared]:
-    made = Compared(Wire(folder), nics)
+async def compared(
+    folder: Path, nics: int = 1, qemu: str | None = None, accelerator: str = "qtest"
+) -> AsyncIterator[Compared]:
+    made = Compared(Wire(folder), nics, qemu or str(load_assets().qemu), accelerator)
     try:
         yield made
     finally:
         await made.end()
+
+
+async def order(node: Node, netdev: str) -> list[str]:
+    """The filters of a netdev: input meets them in this order, output in the opposite one."""
+    text = await node.command("human-monitor-command", **{"command-line": "info network"})
+    _, _, mine = str(text).partition(f"\\ {netdev}: ")
+    lines = [line.strip() for line in mine.split("\\ net")[0].splitlines()]
+    return [line[2:].split(":")[0] for line in lines if line.startswith("- ")]
 
 
 async def devices(node: Node) -> set[str]:
@@ -103,6 +115,8 @@ def test_both_failovers_and_a_promoted_one_protected(run: Loop, folder: Path, ni
 
             third = await both.start(again(3))
             await both.join(second, third)
+            kinds = ("mirror", "agreed", "divert", "rewrite")
+            assert await order(second, "net0") == [f"{kind}-net0" for kind in kinds]
             await epochs(second, 3)
             await both.wire.frames()
             await second.speak(1)
@@ -117,6 +131,64 @@ def test_both_failovers_and_a_promoted_one_protected(run: Loop, folder: Path, ni
             fourth = await both.start(again(4))
             await both.join(second, fourth)
             await epochs(second, 1)
+
+    run(main())
+
+
+def open_nic(node: Node) -> None:
+    """Have the guest's e1000 take in some hundred frames: what its driver would do."""
+    slot, bar, ring = 2, 0xFEB00000, 0x300000
+    config = 0x80000000 | slot << 11
+    orders = [f"outl 0xcf8 {config | 0x10:#x}", f"outl 0xcfc {bar:#x}"]
+    orders += [f"outl 0xcf8 {config | 0x04:#x}", "outl 0xcfc 0x7"]
+    registers = {0x2800: ring, 0x2804: 0, 0x2808: 1024 * 16, 0x2810: 0, 0x2818: 1023, 0x100: 0x801A}
+    orders += [f"writel {bar + register:#x} {value:#x}" for register, value in registers.items()]
+    orders.append("clock_step 2000000000")  # it takes in nothing for a second
+    with socket.socket(socket.AF_UNIX) as qtest, qtest.makefile("r") as answers:
+        qtest.connect(str(node.files.directory / "qtest"))
+        for order in orders:
+            qtest.sendall(f"{order}\n".encode())
+            assert answers.readline().startswith("OK"), order
+
+
+async def flood(nic: Path) -> int:
+    """Send to a NIC until it takes nothing for a while; return how many frames it took."""
+    frame = bytes.fromhex("525400000001 525400000099 0800") + bytes(1400)
+    taken = refused = 0
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        sender.setblocking(False)
+        while refused < 20:
+            try:
+                sender.sendto(frame, str(nic))
+                taken, refused = taken + 1, 0
+            except BlockingIOError:
+                refused += 1
+                await asyncio.sleep(0.01)
+    return taken
+
+
+@pytest.mark.qemu
+def test_mirroring_to_a_secondary_that_takes_nothing_is_cut(run: Loop, folder: Path) -> None:
+    """It blocks the primary's main loop. The epoch says whose fault it is, and frees it."""
+
+    async def main() -> None:
+        async with compared(folder) as both:
+            both.spec = specs.vm(
+                nics=(specs.nic(0, model="e1000"),), qemu=both.spec.qemu, accelerator="qtest"
+            )
+            primary, secondary = await both.start_both()
+            open_nic(primary)
+            await both.join(primary, secondary)
+            await epochs(primary, 1)
+            os.kill(secondary.pid, signal.SIGSTOP)
+            assert await flood(primary.files.directory / "net0") > 20
+            with pytest.raises(ScriptError) as failed:
+                await primary.do(Script.EPOCH, 1.0)
+            assert failed.value.failure is Failure.BROKEN, failed.value
+            assert "takes no input" in failed.value.reason
+            await primary.do(Script.CHECK)
+            await primary.do(Script.LEAVE_COLO)
+            assert await primary.status() == "running"
 
     run(main())
 

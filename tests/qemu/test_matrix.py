@@ -17,6 +17,7 @@ from coloha.errors import LaunchError
 from lab.assets import load_assets
 from tests.qemu.loops import Loop, eventually
 from tests.qemu.pairs import Node, again, epochs, pair
+from tests.qemu.test_compare import compared
 from tests.qemu.test_disks import areas, die, disk_pair, write
 
 pytestmark = pytest.mark.qemu
@@ -112,6 +113,30 @@ def test_each_version_replicates_disks(run: Loop, folder: Path, qemu: tuple[str,
             await die(heir)
             await fresh.do(Script.PROMOTE)
             assert await areas(fresh) == [1, 2, 3, 0]
+
+    with without_kvm(wanted):
+        run(main())
+
+
+def test_each_version_compares(run: Loop, folder: Path, qemu: tuple[str, str]) -> None:
+    """Mode `compare`: a copy takes over, is protected itself, and goes on alone."""
+    wanted, path = qemu
+
+    async def main() -> None:
+        async with compared(folder, 2, path, ACCELERATOR) as both:
+            elder, heir = await both.start_both()
+            await both.join(elder, heir)
+            await epochs(elder, 3)
+            elder.vm.kill()
+            await eventually(elder.vm.dead.is_set, "the death of the primary")
+            await heir.do(Script.PROMOTE)
+            fresh = await both.start(again(0x30))
+            await both.join(heir, fresh)
+            await epochs(heir, 3)
+            fresh.vm.kill()
+            await eventually(fresh.vm.dead.is_set, "the death of the secondary")
+            await heir.do(Script.LEAVE_COLO)
+            assert await heir.status() == "running"
 
     with without_kvm(wanted):
         run(main())
