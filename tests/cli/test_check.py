@@ -112,6 +112,17 @@ def test_the_labs_qemu_will_do(
 
 
 @pytest.mark.qemu
+def test_devices_that_cost_are_named(tmp_path: Path, capsys: Captured, assets: Assets) -> None:
+    """It is advice: a guest may need them."""
+    words = ["-device", "virtio-rng-pci", "-device", "ide-cd,drive=x", "-vga", "std"]
+    vm = {"qemu": str(assets.qemu), "accelerator": "qtest", "extra_arguments": words}
+    found = findings(capsys, write(tmp_path, vm), 0)
+    advice = [line for line in found if "each pause" in line]
+    assert [line.split(":")[1].strip() for line in advice] == ["VGA", "ide-cd"]
+    assert "3.8 ms longer" in advice[0]
+
+
+@pytest.mark.qemu
 def test_an_accelerator_that_is_not_there(tmp_path: Path, capsys: Captured, assets: Assets) -> None:
     """QEMU's own words say what is missing; here /dev/kvm is, in a namespace of its own."""
     host_file = write(tmp_path, {"qemu": str(assets.qemu), "accelerator": "kvm"})
