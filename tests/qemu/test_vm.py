@@ -164,23 +164,29 @@ def test_a_guests_shutdown_is_told_before_the_exit(run: Loop, folder: Path, atte
     run(main())
 
 
+def dead_unheard(one: Node) -> None:
+    """Let its guest switch itself off while nobody listens: the loop does not run meanwhile."""
+    assert one.vm._monitor is not None
+    connection = one.vm._monitor._main.socket
+    assert connection is not None
+    events = [("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})]
+    order = {"execute": "die", "arguments": {"events": events}}
+    connection.sendall(json.dumps(order).encode())
+    patiently(lambda: state_of(one.vm.pid or 0) == "Z", "the death")
+
+
 @pytest.mark.parametrize("busy", [False, True])
 def test_a_guests_shutdown_is_told_by_a_daemon_that_looks_late(
     run: Loop, folder: Path, busy: bool
 ) -> None:
     """All is found at once, perhaps by a command that cannot be written any more."""
-    events = [("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})]
 
     async def main() -> None:
         async with node(folder) as one:
-            assert one.vm._monitor is not None
-            client = one.vm._monitor._main
-            assert client.socket is not None
-            order = {"execute": "die", "arguments": {"events": events}}
-            client.socket.sendall(json.dumps(order).encode())  # past a loop that does not run now
-            patiently(lambda: state_of(one.vm.pid or 0) == "Z", "the death")
+            dead_unheard(one)
             if busy:
-                await client.issue(Command("query-status"))
+                assert one.vm._monitor is not None
+                await one.vm._monitor._main.issue(Command("query-status"))
             await eventually(one.exits, "word of the death")
             assert one.events == [GuestShutdown(), QemuExited(PRIMARY)]
 
@@ -192,16 +198,10 @@ def test_a_script_that_fails_is_told_after_the_last_words(
     run: Loop, folder: Path, script: Script
 ) -> None:
     """Else a guest that switched itself off would be taken for one that hangs."""
-    events = [("SHUTDOWN", {"guest": True, "reason": "guest-shutdown"})]
 
     async def main() -> None:
         async with node(folder) as one:
-            assert one.vm._monitor is not None
-            client = one.vm._monitor._main
-            assert client.socket is not None
-            order = {"execute": "die", "arguments": {"events": events}}
-            client.socket.sendall(json.dumps(order).encode())
-            patiently(lambda: state_of(one.vm.pid or 0) == "Z", "the death")
+            dead_unheard(one)
             with pytest.raises(ScriptError) as caught:
                 await one.vm.perform(script, PATIENCE_S, None)
             assert caught.value.failure is Failure.LOST
