@@ -66,7 +66,8 @@ def test_each_version_lives_through_it_all(run: Loop, folder: Path, qemu: tuple[
             for number in (0x30, 0x31):
                 await both.protect(elder, heir)
                 await epochs(elder, 3)
-                await both.wire.frames()
+                while await both.wire.frames():
+                    pass  # what was released arrives late on a busy machine
                 await elder.speak(2)
                 assert await both.wire.frames() == 0, "held"
                 await epochs(elder, 1)
