@@ -70,6 +70,7 @@ from coloha.runtime.keeper import Keeper
 from coloha.runtime.metrics import Metrics, PairGauges
 from coloha.runtime.occurrences import Occurrences
 from coloha.runtime.orders import failover_plan, stop_plan
+from coloha.runtime.quarters import Quarters
 from coloha.runtime.recorder import Recorder
 from coloha.runtime.store import Store
 from coloha.runtime.watchman import Watchman
@@ -128,6 +129,7 @@ class PairRuntime:
         self._tasks: set[asyncio.Task[None]] = set()
         self._step_since: float | None = None
         """When the pump took the event that it is at, monotonic seconds."""
+        self._quarters = Quarters()
         self.keeper = Keeper(
             config, services.host, services.key, self.peer, self.post, self.fail,
             watchman=services.watchman,
@@ -321,6 +323,7 @@ class PairRuntime:
                 self._observe(event)
                 await self._carry_out(actions, machine.snapshot())
                 self.keeper.tend(now)
+                self._tell_progress()
                 self._arm(machine.deadline())
         finally:
             if self._timer is not None:
@@ -370,6 +373,11 @@ class PairRuntime:
     def _observe(self, event: Event) -> None:
         if isinstance(event, ScriptDone) and isinstance(event.result, Committed):
             self._services.metrics.pause(self.name, event.result.pause_s)
+
+    def _tell_progress(self) -> None:
+        news = self._quarters.news(self.keeper.vm.progress if self.keeper.vm is not None else None)
+        if news is not None:
+            self._tell("disks-copied", Severity.INFO, news)
 
     # What goes out
 

@@ -61,6 +61,7 @@ def test_all_that_was_acknowledged_is_on_both_disks(stage: Scene, tmp_path: Path
         stage.cluster.kill_qemu(primary)
         stage.answers_go_on(5)
         assert stage.wait_protected() == (secondary, primary)
+    assert "disks-copied" in stage.kinds(primary)
     reports = {"c": stage.client.stop(), "d": second.stop()}
     primary, secondary = stage.wait_protected()
     order(stage, "poweroff")
