@@ -19,6 +19,7 @@ class Assets:
     qemu_7_2: Path
     """Debian 12's."""
     etcd: Path
+    promtool: Path
     kernel: Path
     initrd: Path
     plugin: Path

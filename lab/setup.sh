@@ -115,8 +115,20 @@ find_etcd() {
     return 0
   fi
   say "fetching etcd (10 MB)"
-  logged "$here/fetch-etcd.sh" "$cache/etcd" \
+  logged "$here/fetch-program.sh" "$cache/etcd" etcd-server etcd \
     || fail "fetching etcd" "Correct what is said above and run again, or put etcd >= 3.4 on PATH."
+}
+
+find_promtool() {
+  promtool=$(command -v promtool || true)
+  [ -z "$promtool" ] || return 0
+  promtool=$cache/promtool/promtool
+  if "$promtool" --version > /dev/null 2>&1; then
+    return 0
+  fi
+  say "fetching promtool (20 MB)"
+  logged "$here/fetch-program.sh" "$cache/promtool" promtool promtool \
+    || fail "fetching promtool" "Correct what is said above and run again, or put promtool on PATH."
 }
 
 make_guest() {
@@ -154,6 +166,7 @@ qemu_img=$qemu_img
 qemu_10_0=$cache/qemu-10.0/qemu-system-x86_64
 qemu_7_2=$cache/qemu-7.2/qemu-system-x86_64
 etcd=$etcd
+promtool=$promtool
 kernel=$cache/guest/vmlinuz
 initrd=$cache/guest/initrd.gz
 plugin=$cache/plugin/tcg.so"
@@ -174,6 +187,7 @@ make_environment
 find_qemu
 find_old_qemus
 find_etcd
+find_promtool
 make_guest
 make_plugin
 record

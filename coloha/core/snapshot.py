@@ -38,6 +38,7 @@ class Snapshot:
     waiting: str | None
     waiting_until: float | None
     paused: bool
+    alone: bool
     silent: bool
     peer_gone: bool
     busy: bool
@@ -78,6 +79,7 @@ def take(c: Context) -> Snapshot:
         waiting=c.waiting,
         waiting_until=c.waiting_until,
         paused=c.paused,
+        alone=c.durable.alone,
         silent=c.silent,
         peer_gone=c.peer_gone if c.s.witnessed else c.peer_gave_up,
         busy=c.script is not None,

@@ -135,7 +135,8 @@ class Keeper:
     @property
     def disk_bytes_left(self) -> int:
         """What is yet to be copied of the disks, if they are being copied."""
-        progress = self.vm.progress if self.vm is not None else None
+        vm = self.vm  # the thread that serves metrics asks
+        progress = vm.progress if vm is not None else None
         return progress.total - progress.copied if progress is not None else 0
 
     async def _trim(self) -> None:

@@ -32,6 +32,12 @@ class PairGauges:
     """Of the copy of the disks that is under way."""
     demanded: int | None = None
     """Mode `compare`: the session's checkpoints that QEMU asked for."""
+    alone: bool = False
+    held_s: float = 0.0
+    """How long the oldest output that is held has waited, seconds."""
+    heartbeat_age_s: float | None = None
+    step_s: float = 0.0
+    """For how long the pump has been at one step, seconds; infinite if it has failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,47 +177,60 @@ def _of_daemon(totals: Totals) -> Iterator[Metric]:
     )
 
 
+_OF_PAIRS: tuple[tuple[str, str, Callable[[PairGauges], float | None]], ...] = (
+    ("protected", "Whether a secondary could take over now.", lambda p: p.protected),
+    ("generation", "Generation of the newest record known.", lambda p: p.generation),
+    ("session_commits", "Checkpoints committed in this session.", lambda p: p.committed),
+    (
+        "witness_reachable",
+        "Whether the witness answered last time.",
+        lambda p: p.witness_reachable,
+    ),
+    ("paused", "Whether an operator has paused failover.", lambda p: p.paused),
+    ("alone", "Whether an operator wants the VM to have no secondary.", lambda p: p.alone),
+    (
+        "disk_bytes_left",
+        "Bytes of the disks that are yet to be copied to a new secondary.",
+        lambda p: p.disk_bytes_left,
+    ),
+    (
+        "output_held_seconds",
+        "For how long the oldest output that is held has waited; 0 if none is held.",
+        lambda p: p.held_s,
+    ),
+    (
+        "heartbeat_age_seconds",
+        "Since when nothing was heard of the other node.",
+        lambda p: p.heartbeat_age_s,
+    ),
+    (
+        "step_seconds",
+        "For how long the pair has been at one step; +Inf if it has failed.",
+        lambda p: p.step_s,
+    ),
+    (
+        "session_demanded",
+        "Mode compare: checkpoints of this session that QEMU asked for, since outputs differed.",
+        lambda p: p.demanded,
+    ),
+)
+"""Names after `coloha_pair_`, what they tell, and of what; None is left out."""
+
+
 def _of_pairs(pairs: list[PairGauges]) -> Iterator[Metric]:
     phase = GaugeMetricFamily(
         "coloha_pair_phase",
         "1 for the phase the pair is in on this node.",
         labels=["pair", "phase"],
     )
-    protected = GaugeMetricFamily(
-        "coloha_pair_protected", "Whether a secondary could take over now.", labels=["pair"]
-    )
-    generation = GaugeMetricFamily(
-        "coloha_pair_generation", "Generation of the newest record known.", labels=["pair"]
-    )
-    committed = GaugeMetricFamily(
-        "coloha_pair_session_commits", "Checkpoints committed in this session.", labels=["pair"]
-    )
-    reachable = GaugeMetricFamily(
-        "coloha_pair_witness_reachable", "Whether the witness answered last time.", labels=["pair"]
-    )
-    paused = GaugeMetricFamily(
-        "coloha_pair_paused", "Whether an operator has paused failover.", labels=["pair"]
-    )
-    left = GaugeMetricFamily(
-        "coloha_pair_disk_bytes_left",
-        "Bytes of the disks that are yet to be copied to a new secondary.",
-        labels=["pair"],
-    )
-    demanded = GaugeMetricFamily(
-        "coloha_pair_session_demanded",
-        "Mode compare: checkpoints of this session that QEMU asked for, since outputs differed.",
-        labels=["pair"],
-    )
     for pair in pairs:
-        if pair.demanded is not None:
-            demanded.add_metric([pair.pair], pair.demanded)
-        left.add_metric([pair.pair], pair.disk_bytes_left)
         phase.add_metric([pair.pair, pair.phase], 1)
-        protected.add_metric([pair.pair], pair.protected)
-        generation.add_metric([pair.pair], pair.generation)
-        committed.add_metric([pair.pair], pair.committed)
-        reachable.add_metric([pair.pair], pair.witness_reachable)
-        paused.add_metric([pair.pair], pair.paused)
-    yield from (phase, protected, generation, committed, reachable, paused, left)
-    if demanded.samples:
-        yield demanded
+    yield phase
+    for name, text, read in _OF_PAIRS:
+        family = GaugeMetricFamily(f"coloha_pair_{name}", text, labels=["pair"])
+        for pair in pairs:
+            value = read(pair)
+            if value is not None:
+                family.add_metric([pair.pair], value)
+        if family.samples:
+            yield family

@@ -246,10 +246,10 @@ class PairRuntime:
         return self.snapshot
 
     def gauges(self) -> PairGauges:
-        """Return what is measured."""
-        snapshot = self.snapshot
+        """Return what is measured. Also called by the thread that serves metrics."""
+        snapshot, vm, now = self.snapshot, self.keeper.vm, time.monotonic()
         if snapshot is None:
-            return PairGauges(self.name, "failed", False, 0, 0, False)
+            return PairGauges(self.name, "failed", False, 0, 0, False, step_s=self.stuck_s(now))
         return PairGauges(
             pair=self.name,
             phase="failed" if self.trouble else snapshot.phase,
@@ -259,7 +259,13 @@ class PairRuntime:
             witness_reachable=snapshot.witness_error is None,
             paused=snapshot.paused,
             disk_bytes_left=self.keeper.disk_bytes_left,
-            demanded=self.keeper.vm.demanded if self.keeper.vm is not None else None,
+            demanded=vm.demanded if vm is not None else None,
+            alone=snapshot.alone,
+            held_s=0.0 if snapshot.held_since is None else max(0.0, now - snapshot.held_since),
+            heartbeat_age_s=None
+            if snapshot.heard_at is None
+            else max(0.0, now - snapshot.heard_at),
+            step_s=self.stuck_s(now),
         )
 
     @property
@@ -271,7 +277,8 @@ class PairRuntime:
         """Return for how long the pump has been at one step, seconds; infinite if it has failed."""
         if self.trouble is not None:
             return float("inf")
-        return now - self._step_since if self._step_since is not None else 0.0
+        since = self._step_since  # other threads ask, too
+        return max(0.0, now - since) if since is not None else 0.0
 
     @property
     def wire(self) -> PeerState | None:

@@ -108,14 +108,19 @@ def test_what_happens_is_counted() -> None:
     assert value(samples, f"{pauses}_bucket", pair="vm", le="+Inf") == 4
 
 
-def test_names_and_help_are_as_prometheus_wants_them() -> None:
+def everything() -> str:
+    """What Prometheus scrapes of a daemon that has something to tell of every metric."""
     with serving() as (metrics, port):
-        metrics.pairs = lambda: [gauges("vm", demanded=2)]
+        metrics.pairs = lambda: [gauges("vm", demanded=2, heartbeat_age_s=0.1)]
         metrics.totals = lambda: Totals({"mac": 1})
         metrics.pause("vm", 0.1)
         metrics.occurred("vm", "failover")
         metrics.fenced("beta", "confirmed")
-        families = list(text_string_to_metric_families(fetch(port)))
+        return fetch(port)
+
+
+def test_names_and_help_are_as_prometheus_wants_them() -> None:
+    families = list(text_string_to_metric_families(everything()))
     names = [family.name for family in families]
     assert len(names) == len(set(names))
     assert {name for name in names if not name.endswith("_created")} == {
@@ -127,11 +132,15 @@ def test_names_and_help_are_as_prometheus_wants_them() -> None:
         "coloha_heartbeats_rejected",
         "coloha_heartbeats_unsent",
         "coloha_occurrences",
+        "coloha_pair_alone",
         "coloha_pair_disk_bytes_left",
         "coloha_pair_generation",
+        "coloha_pair_heartbeat_age_seconds",
+        "coloha_pair_output_held_seconds",
         "coloha_pair_phase",
         "coloha_pair_protected",
         "coloha_pair_session_demanded",
+        "coloha_pair_step_seconds",
         "coloha_pair_session_commits",
         "coloha_pair_witness_reachable",
         "coloha_pair_paused",
