@@ -20,6 +20,7 @@ class Assets:
     """Debian 12's."""
     etcd: Path
     promtool: Path
+    prometheus: Path
     kernel: Path
     initrd: Path
     plugin: Path

@@ -102,7 +102,7 @@ class Cluster:
                 "heartbeat": f"{ip}:{HEARTBEAT_PORT}",
             },
             "key_file": str(key_file),
-            "metrics": "127.0.0.1:9770",
+            "metrics": f"{ip}:9770",
             "runtime_directory": str(host.runtime),
             "state_directory": str(host.state),
             "overlay_directory": str(host.runtime),

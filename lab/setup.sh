@@ -131,6 +131,18 @@ find_promtool() {
     || fail "fetching promtool" "Correct what is said above and run again, or put promtool on PATH."
 }
 
+find_prometheus() {
+  prometheus=$(command -v prometheus || true)
+  [ -z "$prometheus" ] || return 0
+  prometheus=$cache/prometheus/prometheus
+  if "$prometheus" --version > /dev/null 2>&1; then
+    return 0
+  fi
+  say "fetching Prometheus (16 MB)"
+  logged "$here/fetch-program.sh" "$cache/prometheus" prometheus prometheus \
+    || fail "fetching Prometheus" "Correct what is said above and run again, or put prometheus on PATH."
+}
+
 make_guest() {
   wanted=$(digest "$here/guest/fetch.sh" "$here/guest/modules.py")
   if ! [ -s "$cache/kernel/vmlinuz" ] || [ "$(cat "$cache/kernel/stamp" 2> /dev/null)" != "$wanted" ]; then
@@ -167,6 +179,7 @@ qemu_10_0=$cache/qemu-10.0/qemu-system-x86_64
 qemu_7_2=$cache/qemu-7.2/qemu-system-x86_64
 etcd=$etcd
 promtool=$promtool
+prometheus=$prometheus
 kernel=$cache/guest/vmlinuz
 initrd=$cache/guest/initrd.gz
 plugin=$cache/plugin/tcg.so"
@@ -188,6 +201,7 @@ find_qemu
 find_old_qemus
 find_etcd
 find_promtool
+find_prometheus
 make_guest
 make_plugin
 record

@@ -93,7 +93,10 @@ class Daemon:
             host, key, Store(host.state_directory), self._heartbeats, self._occurrences,
             self._metrics, self._recorder, self._fencers, self._watchman,
         )  # fmt: skip
+        for peer in self._fencers:
+            self._metrics.expect_fencing(peer)
         for pair in self._config.pairs:
+            self._metrics.expect(pair.name)
             self._pairs[pair.name] = PairRuntime(pair, self._witness(pair), services)
         self._channels = ChannelServer(host.node, key, self._offered)
         self._control = ControlServer(

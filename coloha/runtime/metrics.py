@@ -13,8 +13,12 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from coloha import __version__
+from coloha.core.events import Fenced
 
 PAUSE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+EXPECTED = ("promoted", "protected", "unprotected", "qemu-exited", "hung", "cold-start", "halted")
+"""Kinds of occurrences that are counted from 0 on, for each pair."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,16 @@ class Metrics(Collector):
         """Serve no more, soon: the serving thread looks up twice a second only."""
         if self._server is not None:
             threading.Thread(target=_shut, args=(self._server,), daemon=True).start()
+
+    def expect(self, pair: str) -> None:
+        """Begin to count what alerts ask for: Prometheus sees no increase up to a first sample."""
+        for kind in EXPECTED:
+            self._occurrences.labels(pair, kind)
+
+    def expect_fencing(self, node: str) -> None:
+        """Likewise, of a node that can be fenced."""
+        for outcome in Fenced:
+            self._fencings.labels(node, outcome.value)
 
     def pause(self, pair: str, seconds: float) -> None:
         """Note the pause of a committed checkpoint."""

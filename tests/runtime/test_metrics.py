@@ -119,6 +119,16 @@ def everything() -> str:
         return fetch(port)
 
 
+def test_what_alerts_ask_for_is_counted_from_0_on() -> None:
+    """Prometheus takes a counter that appears for one that did not grow."""
+    with serving() as (metrics, port):
+        metrics.expect("vm")
+        metrics.expect_fencing("beta")
+        samples = scrape(port)
+    assert value(samples, "coloha_occurrences_total", pair="vm", kind="promoted") == 0
+    assert value(samples, "coloha_fence_total", node="beta", outcome="unknown") == 0
+
+
 def test_names_and_help_are_as_prometheus_wants_them() -> None:
     families = list(text_string_to_metric_families(everything()))
     names = [family.name for family in families]
