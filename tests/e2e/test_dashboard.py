@@ -48,9 +48,7 @@ def prometheus(stage: Scene, host: Host) -> Iterator[Callable[[str], list[Any]]]
     def ask(query: str) -> list[Any]:
         words = urllib.parse.urlencode({"query": query})
         url = f"http://127.0.0.1:{PORT}/api/v1/query?{words}"
-        answer = json.loads(
-            host.inside(lambda: urllib.request.urlopen(url, timeout=10).read(), ("net",))
-        )
+        answer = json.loads(host.inside(lambda: _fetched(url), ("net",)))
         assert answer["status"] == "success", answer
         found: list[Any] = answer["data"]["result"]
         return found
@@ -60,6 +58,12 @@ def prometheus(stage: Scene, host: Host) -> Iterator[Callable[[str], list[Any]]]
     finally:
         process.terminate()
         process.wait(20)
+
+
+def _fetched(url: str) -> bytes:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        content: bytes = answer.read()
+        return content
 
 
 def queries() -> dict[str, str]:
