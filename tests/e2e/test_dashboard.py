@@ -1,12 +1,12 @@
 """A real Prometheus that watches a real pair: every panel and every alert has an answer."""
 
 import contextlib
+import http.client
 import json
 import re
 import subprocess
 import time
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,8 @@ def prometheus(stage: Scene, host: Host) -> Iterator[Callable[[str], list[Any]]]
 
     def ask(query: str) -> list[Any]:
         words = urllib.parse.urlencode({"query": query})
-        url = f"http://127.0.0.1:{PORT}/api/v1/query?{words}"
-        answer = json.loads(host.inside(lambda: _fetched(url), ("net",)))
+        place = f"/api/v1/query?{words}"
+        answer = json.loads(host.inside(lambda: _fetched(place), ("net",)))
         assert answer["status"] == "success", answer
         found: list[Any] = answer["data"]["result"]
         return found
@@ -60,10 +60,13 @@ def prometheus(stage: Scene, host: Host) -> Iterator[Callable[[str], list[Any]]]
         process.wait(20)
 
 
-def _fetched(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        content: bytes = answer.read()
-        return content
+def _fetched(place: str) -> bytes:
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=10)
+    try:
+        connection.request("GET", place)
+        return connection.getresponse().read()
+    finally:
+        connection.close()
 
 
 def queries() -> dict[str, str]:
