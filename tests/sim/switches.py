@@ -202,8 +202,8 @@ SWITCHES = [
         (
             Change(
                 "coloha.qemu.scripts:promote",
-                "yield from cut()",
-                "yield Look()\n    yield from cut()",
+                "yield from cut(chardevs=",
+                "yield Look()\n    yield from cut(chardevs=",
             ),
             Change(
                 "coloha.qemu.scripts:promote",
