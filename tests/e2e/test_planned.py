@@ -86,7 +86,8 @@ def test_an_operator_ends_protection_and_the_vm() -> None:
         said = cluster.command(primary, "drain", "--yes")
         assert f"{secondary} runs the VM" in said
         assert cluster.qemu(primary) is None
-        assert cluster.phases() == {primary: "standby", secondary: "solo"}
+        drained = {primary: "standby", secondary: "solo"}
+        cluster.wait("the other node alone", lambda: cluster.phases() == drained)
         stage.answers_go_on(10)
         cluster.command(primary, "drain", "--undo")
         assert stage.wait_protected() == (secondary, primary)
@@ -95,7 +96,8 @@ def test_an_operator_ends_protection_and_the_vm() -> None:
         primary, secondary = stage.wait_protected()
         for how in ([], ["--now"]):
             assert "off" in cluster.command(primary, "stop", PAIR, *how)
-            assert cluster.phases() == {primary: "off", secondary: "standby"}
+            off = {primary: "off", secondary: "standby"}
+            cluster.wait("both to know", lambda: cluster.phases() == off)  # noqa: B023
             assert cluster.qemu(secondary) is None
             cluster.command(primary, "start", PAIR)
             assert stage.wait_protected() == (primary, secondary)
