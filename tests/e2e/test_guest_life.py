@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import socket
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -25,12 +26,20 @@ SEED = 2611
 
 
 def order(stage: Scene, word: str) -> None:
-    """Tell the guest to switch itself off, or to boot."""
+    """Tell the guest to switch itself off, or to boot, once it listens: it may be booting."""
 
     def connect() -> socket.socket:
-        connection = socket.create_connection((GUEST_IP, 7), 10)
-        connection.sendall(f"{word}\n".encode())
-        return connection
+        end = time.monotonic() + BOOT_S
+        while True:
+            try:
+                connection = socket.create_connection((GUEST_IP, 7), 10)
+            except OSError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.1)
+            else:
+                connection.sendall(f"{word}\n".encode())
+                return connection
 
     stage.topology.client.inside(connect, ("net",)).close()
 
