@@ -129,6 +129,7 @@ def _stop_requested(c: Context, event: StopRequested) -> None:
 
 
 def _failover_requested(c: Context, event: FailoverRequested) -> None:
+    c.withdraw()  # an offer belongs to the order that it carries out
     c.ordered = event
     c.ordered_at = c.now
 

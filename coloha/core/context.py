@@ -343,6 +343,14 @@ class Context:
         """Give up an operator's order that could not be carried out, and say so."""
         self.ordered = None
         self.tell("order-lapsed", "the failover that was ordered is not possible", Severity.WARNING)
+        self.withdraw()
+
+    def withdraw(self) -> None:
+        """End the offer of the VM, if one stands: no commit could be made meanwhile."""
+        if self.offered_at is not None:
+            self.offered_at = None
+            self.committed_at = self.now
+            self.actions.append(Beat())
 
     def wait(self, what: str, until: float | None = None) -> None:
         """Say what the phase waits for, and when to look again at the latest."""

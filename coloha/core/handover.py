@@ -45,9 +45,7 @@ def carry_out(c: Context) -> None:
         c.offered_at = c.now
         c.actions.append(Beat())
     if c.now >= c.offered_at + OFFER_S:
-        c.offered_at = None
         c.lapse()
-        c.actions.append(Beat())
     else:
         c.wait(f"{c.s.peer} to take the next generation", c.offered_at + OFFER_S)
 

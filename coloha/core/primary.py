@@ -256,7 +256,7 @@ def _epochs(c: Context) -> str | None:
     broken = _epoch_over(c) or _partner_lost(c)
     if broken is not None:
         return broken
-    if c.now >= c.committed_at + c.s.stall_timeout_s:
+    if c.offered_at is None and c.now >= c.committed_at + c.s.stall_timeout_s:
         return f"no commit for {c.s.stall_timeout_s:g} s"
     unheard_since = max(c.pulse.lease_until(), c.phase_since, c.detector.hold_until)
     if c.now >= unheard_since + c.s.stall_timeout_s:

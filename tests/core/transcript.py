@@ -143,6 +143,8 @@ class Player:
             yield f"why not: {snapshot.why_not}"
         if snapshot.waiting:
             yield f"waits for: {snapshot.waiting}"
+        if snapshot.wire.offers:
+            yield "offers the VM"
 
     # Inputs
 
