@@ -8,6 +8,9 @@ from typing import Any
 from coloha.cli import exits, order
 from coloha.errors import ControlError
 
+MOVE_S = 20.0
+"""A VM that has not changed over by then does not any more: the order has long lapsed."""
+
 EXAMPLE = """examples:
   coloha drain
   coloha drain --yes --timeout 600
@@ -65,6 +68,9 @@ def _moves(arguments: argparse.Namespace, pair: dict[str, Any], until: float) ->
     name = pair["pair"]
     if pair.get("role") != "primary" or pair["phase"] == "off":
         return True
+    if time.monotonic() >= until:  # an order that nobody waits for would be told wrongly
+        print(f"{name}: stays here: no time was left to move it (--timeout)")
+        return False
     try:
         plan = order.request(arguments, "failover", pair=name, gently=True)
         planned = plan["generation"]
@@ -72,7 +78,8 @@ def _moves(arguments: argparse.Namespace, pair: dict[str, Any], until: float) ->
     except ControlError as error:
         print(f"{name}: stays here: {error}")
         return False
-    if order.wait(arguments, name, lambda pair: pair.get("role") != "primary", until) is None:
+    moved_by = min(until, time.monotonic() + MOVE_S)
+    if order.wait(arguments, name, lambda pair: pair.get("role") != "primary", moved_by) is None:
         print(f"{name}: stays here (coloha events tells why)")
         return False
     print(f"{name}: {pair['peer']} runs the VM")

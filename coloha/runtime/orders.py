@@ -24,6 +24,8 @@ def stop_plan(s: Snapshot) -> None:
         raise OrderError("the VM is off")
     if s.role == "secondary":
         raise OrderError(f"{s.node} follows: order it on {s.peer}, which runs the VM")
+    if s.phase is Phase.STANDBY and s.record != "none":
+        raise OrderError(f"{s.node} does not run the VM, {s.peer} has it: order it there")
     if s.role != "primary" or s.run is None:
         raise OrderError(f"{s.node} does not run the VM, it is in phase {s.phase}")
 
@@ -44,6 +46,8 @@ def _handed_over(s: Snapshot, now: float, order: FailoverRequested) -> list[str]
             f"{s.node} becomes the secondary, with a full copy of the VM; until then the VM is not"
             " protected",
         ]
+    if order.gently and s.phase in (Phase.FOLLOW, Phase.STANDBY) and s.record != "none":
+        raise OrderError(f"{s.node} is in phase {s.phase}, {s.peer} has the VM: order it there")
     if order.gently:
         raise OrderError(
             f"only a protected VM can change over, and only the node that runs it can be told;"

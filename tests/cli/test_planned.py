@@ -25,12 +25,15 @@ def moved(status: dict[str, Any]) -> None:
 
 
 class Daemon(FakeDaemon):
-    """Does what it is ordered, unless it is `stubborn`; a refusal names its reason."""
+    """Does what it is ordered, unless the verb is in `stubborn` or the pair in `ignored`; a refusal
+    names its reason.
+    """
 
     def __init__(self, folder: Path, *pairs: dict[str, Any]) -> None:
         super().__init__(folder)
         self.status["pairs"] = list(pairs)
         self.stubborn: set[str] = set()
+        self.ignored: set[str] = set()
         self.refusals: dict[str, str] = {}
         self.obey = self._obey
 
@@ -39,7 +42,7 @@ class Daemon(FakeDaemon):
         if name in self.refusals:
             return {"error": self.refusals[name]}
         known = next(each for each in self.status["pairs"] if each["pair"] == name)
-        if verb in self.stubborn:
+        if verb in self.stubborn or name in self.ignored:
             pass
         elif verb == "failover" and "planned" in request:
             moved(known)
@@ -135,6 +138,27 @@ def test_what_cannot_move_stays_and_is_told(tmp_path: Path, capsys: Captured) ->
     assert "web: stays here: only a protected VM" in said
     assert ("unprotect", "web") not in daemon.orders()
     assert ("unprotect", "db") in daemon.orders()
+
+
+def test_a_vm_that_does_not_move_does_not_cost_the_others_their_time(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coloha.cli.drain.MOVE_S", 0.2)
+    daemon = Daemon(tmp_path, pair("db"), pair("web"))
+    daemon.ignored = {"db"}
+    assert daemon.call("drain", "--yes") == 1
+    said = capsys.readouterr().out
+    assert "db: stays here (coloha events tells why)" in said
+    assert "web: beta runs the VM\n" in said
+    assert ("unprotect", "db") not in daemon.orders()
+
+
+def test_nothing_is_ordered_that_nobody_would_wait_for(tmp_path: Path, capsys: Captured) -> None:
+    daemon = Daemon(tmp_path, pair("db"), pair("web"))
+    daemon.ignored = {"db"}
+    assert daemon.call("drain", "--yes", "--timeout", "0.3") == 1
+    assert "web: stays here: no time was left" in capsys.readouterr().out
+    assert [name for _, name in daemon.orders()] == ["db", "db"]
 
 
 def test_a_secondary_that_does_not_end(tmp_path: Path, capsys: Captured) -> None:

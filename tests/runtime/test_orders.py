@@ -98,6 +98,9 @@ def test_a_switchover_is_planned() -> None:
 def test_a_switchover_needs_a_protected_vm_here(phase: Phase) -> None:
     with pytest.raises(OrderError, match=f"phase {phase}"):
         failover_plan(seen(phase, paused=True, peer_gone=True), 10.0, order(gently=True))
+    if phase is not Phase.SOLO:
+        with pytest.raises(OrderError, match="beta has the VM: order it there"):
+            failover_plan(seen(phase), 10.0, order(gently=True))
 
 
 @pytest.mark.parametrize(
@@ -105,7 +108,8 @@ def test_a_switchover_needs_a_protected_vm_here(phase: Phase) -> None:
     [
         (seen(Phase.OFF, role="primary"), "is off"),
         (seen(Phase.FOLLOW, role="secondary"), "order it on beta"),
-        (seen(Phase.STANDBY), "phase standby"),
+        (seen(Phase.STANDBY), "beta has it: order it there"),
+        (seen(Phase.STANDBY, record="none"), "phase standby"),
         (seen(Phase.BOOT, role="primary"), "phase boot"),
     ],
 )
