@@ -23,7 +23,7 @@ SEED = int(os.environ.setdefault("COLOHA_SEED", str(secrets.randbelow(1 << 40)))
 GUESTS = ("tests/e2e/", "tests/lab/test_guest.py")
 """Tests with a Linux guest."""
 
-PATIENT = frozenset({"core", "sim", "config", "flight", "test_sabotage.py"})
+PATIENT = frozenset({"core", "sim", "config", "flight", "docs", "test_sabotage.py"})
 """Tests that only compute."""
 
 PATIENCE_S = 600
