@@ -3,6 +3,7 @@
 #   debian_open DIR           makes a package area of its own in DIR; apt's state on this machine is left alone
 #   debian_apt ARGUMENTS      apt-get in that area
 #   debian_cache ARGUMENTS    apt-cache in that area
+#   debian_mirror             says which mirror apt on this machine uses
 #   whole_begin DIR           sets $target to DIR and $work to a folder beside it that goes away with the script
 #   whole_end                 puts $work/new in DIR's place: it appears whole or not at all
 #
@@ -24,14 +25,18 @@ whole_end() {
   mv "$work/new" "$target"
 }
 
-debian_open() {
-  area=$1
+debian_mirror() {
   # shellcheck disable=SC2016  # the format is apt's, not the shell's
-  mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null \
-    | grep -m1 '/debian/\{0,1\}$') || {
+  apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 2>/dev/null \
+    | grep -m1 '/debian/\{0,1\}$' || {
     echo "apt on this machine knows no Debian mirror: add one that carries $release, or use Debian" >&2
     return 1
   }
+}
+
+debian_open() {
+  area=$1
+  mirror=$(debian_mirror)
   keyring=
   for file in /usr/share/keyrings/debian-archive-keyring.gpg /usr/share/keyrings/debian-archive-keyring.pgp; do
     [ -z "$keyring" ] && [ -e "$file" ] && keyring=$file

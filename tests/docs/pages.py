@@ -38,7 +38,7 @@ _ITEM = re.compile(r"( *)([-*]|\d+\.) +")
 
 
 def blocks(path: Path) -> list[Block]:
-    """Fenced blocks, and those indented by four beyond the list they are in, after a blank line."""
+    """Fenced blocks, and those indented by four beyond the list they are in."""
     found: list[Block] = []
     lines = path.read_text().splitlines()
     number, margin = 0, 0
@@ -46,7 +46,8 @@ def blocks(path: Path) -> list[Block]:
         line = lines[number]
         fence = re.match(r" *```(\w*)", line)
         indent = len(line) - len(line.lstrip())
-        blank = number == 0 or not lines[number - 1].strip()
+        before = lines[number - 1].strip() if number else ""
+        blank = not before or before.startswith("#")
         if fence:
             end = next(n for n in range(number + 1, len(lines)) if lines[n].strip() == "```")
             found.append(Block(path, number + 2, fence[1], tuple(lines[number + 1 : end])))

@@ -5,14 +5,18 @@ import stat
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from coloha.adapters import channel
 from coloha.config import load
 from tests.docs.pages import DOCS, blocks, code, rows, section
 from tests.runtime.daemon_support import Daemon
 
 PAGE = DOCS / "security.md"
+ONE_LOOP = pytest.mark.parametrize("daemons", ["uvloop"], indirect=True)
 
 
+@ONE_LOOP
 def test_the_files_of_a_daemon_have_these_modes(alpha: Daemon) -> None:
     alpha.start()
     alpha.wait(lambda: alpha.events("launch-failed"), "the launch that fails")
@@ -32,6 +36,7 @@ def test_the_files_of_a_daemon_have_these_modes(alpha: Daemon) -> None:
     assert alpha.stop() == 0
 
 
+@ONE_LOOP
 def test_a_key_that_others_may_read_is_refused(alpha: Daemon) -> None:
     key = alpha.folder / "key"
     key.chmod(0o640)
@@ -54,6 +59,7 @@ def test_the_limits_are_the_codes() -> None:
     assert limits in text
 
 
+@ONE_LOOP
 def test_what_listens_is_a_setting(alpha: Daemon) -> None:
     fields = load(alpha.host_file).host.model_dump()
     for row in rows(section(PAGE, "What listens")):

@@ -1,0 +1,98 @@
+"""Every command that a document tells to type, and what runs it.
+
+Each line of an indented or fenced block is a command, unless the block has a language of its own or
+is listed as a picture. A new command is missing here: have a test run it, or say why none can.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.docs.pages import Block, blocks, named, pages
+
+HERE = "tests/docs/test_commands.py::"
+
+RUN = {
+    "(umask 077; openssl rand -hex 32 > /etc/coloha/key)": HERE + "test_the_key_of_the_readme",
+    "mkdir -p /etc/coloha/pairs.d": HERE + "test_the_key_of_the_readme",
+    "coloha check": HERE + "test_what_the_command_line_is_asked",
+    "coloha events": HERE + "test_what_the_command_line_is_asked",
+    "coloha status": HERE + "test_what_the_command_line_is_asked",
+    "coloha status --watch": HERE + "test_status_is_watched",
+    "coloha replay /var/lib/coloha/flight/PAIR": HERE + "test_records_are_replayed",
+    "coloha replay --from 03:10 --to 03:25 /var/lib/coloha/flight/PAIR": HERE
+    + "test_records_are_replayed",
+    "coloha simulate": HERE + "test_histories_are_simulated",
+    "coloha simulate --seed 1 --histories 1000000 --jobs 4": HERE + "test_histories_are_simulated",
+    "coloha simulate --fault cut --fault qemu-crash": HERE + "test_histories_are_simulated",
+    "coloha simulate --arbiter hold-fence": HERE + "test_histories_are_simulated",
+    "coloha simulate --explore 6": HERE + "test_histories_are_simulated",
+    "coloha simulate --help": HERE + "test_histories_are_simulated",
+    "make chaos": "tests/e2e/test_chaos.py::test_chaos",
+    'make chaos ARGS="--seed 7 --faults 100"': HERE + "test_what_make_is_asked_is_understood",
+    'make chaos ARGS="--kinds link host-kill two --faults 10"': HERE
+    + "test_what_make_is_asked_is_understood",
+    "make demo": HERE + "test_what_make_is_asked_is_understood",
+}
+"""Command: the test that runs it, or as much of it as a test may."""
+
+SYSTEM = "installs into the system"
+NOT_HERE = {
+    "apt install python3-venv qemu-system-x86 iproute2": SYSTEM,
+    "python3 -m venv /opt/coloha": f"{SYSTEM}; make setup does the same in the tree",
+    "/opt/coloha/bin/pip install .": f"{SYSTEM}; make setup does the same in the tree",
+    "ln -s /opt/coloha/bin/coloha /usr/bin/coloha": SYSTEM,
+    "install -m 644 systemd/coloha.service /etc/systemd/system/": SYSTEM,
+    "systemctl enable --now coloha": SYSTEM,
+    "docker build -t coloha .": "no container engine; python -m lab.image carries the steps out",
+    "docker run": "no container engine; python -m lab.image runs the daemon as this would",
+    "docker exec coloha coloha status": "no container engine",
+    "etcdctl role add coloha": "etcdctl is not here; tests/adapters/test_witness_etcd_access.py",
+    "etcdctl role grant-permission coloha --prefix=true readwrite /coloha/": "as above",
+    "etcdctl user add coloha": "as above; it asks for a password",
+    "etcdctl user grant-role coloha coloha": "as above",
+    "make test": "it is what runs this",
+}
+"""Command, or how it begins: why no test can run it on a developer's machine."""
+
+PICTURES = {
+    ("README.md", "clients"): "picture",
+    ("README.md", "failover       detection"): "what make demo prints",
+    ("README.md", "node: alpha"): "host file: test_the_files_of_the_readme_load",
+    ("README.md", "pair: web"): "pair file: test_the_files_of_the_readme_load",
+    ("docs/architecture.md", ""): "pictures and courses of events",
+    ("docs/design.md", ""): "pictures, moves of the record",
+    ("docs/runbook.md", "On 2026-11-25"): "what coloha replay prints",
+    ("docs/timing.md", "time "): "a course of events",
+}
+"""Documents, and how blocks in them begin that hold no command."""
+
+
+def is_picture(block: Block) -> bool:
+    return any(
+        named(block.path) == document and block.lines[0].startswith(begin)
+        for document, begin in PICTURES
+    )
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Every command, with its document and line."""
+    for path in pages():
+        yield from commands_of(path)
+
+
+def commands_of(path: Path) -> Iterator[tuple[str, str]]:
+    for block in blocks(path):
+        if block.language not in ("", "sh", "console") or is_picture(block):
+            continue
+        for number, line in enumerate(block.lines, block.line):
+            command = line.partition(" # ")[0].partition("     ")[0].strip()
+            if command and not command.startswith("#"):
+                yield command, f"{named(path)}:{number}"
+
+
+def declared(command: str) -> str | None:
+    """What is said of a command: the test that runs it, or why there is none."""
+    for begin, why in NOT_HERE.items():
+        if command == begin or command.startswith(begin + " "):
+            return why
+    return RUN.get(command)
