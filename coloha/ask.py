@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 from asyncio.subprocess import Process
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 LONGEST_BYTES = 1024 * 1024
@@ -56,17 +57,23 @@ class _Output:
         return bytes(self._kept)
 
 
-async def ask(argv: tuple[str, ...], text: str, seconds: float) -> Answer:
+async def ask(
+    argv: tuple[str, ...],
+    text: str,
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+) -> Answer:
     """Run a program with `text` as its standard input, in a session of its own.
 
     After `seconds` it is killed, and with it all that it started in its process group.
 
+    :param environment: instead of this process's.
     :raises OSError: if it cannot be started.
     :raises TimeoutError: if it did not end in time.
     """
     output, complaint = _Output(), _Output()
     try:
-        process = await _start(argv, text, output.write_end, complaint.write_end)
+        process = await _start(argv, text, output.write_end, complaint.write_end, environment)
         try:
             async with asyncio.timeout(seconds):
                 code = await process.wait()
@@ -77,7 +84,13 @@ async def ask(argv: tuple[str, ...], text: str, seconds: float) -> Answer:
     return Answer(code, said, complained)
 
 
-async def _start(argv: tuple[str, ...], text: str, output: int, complaint: int) -> Process:
+async def _start(
+    argv: tuple[str, ...],
+    text: str,
+    output: int,
+    complaint: int,
+    environment: Mapping[str, str] | None,
+) -> Process:
     # Not a pipe: a program that ends without reading breaks it while asyncio writes, and uvloop
     # then raises RuntimeError where asyncio has nothing to say.
     try:
@@ -85,7 +98,12 @@ async def _start(argv: tuple[str, ...], text: str, output: int, complaint: int) 
             stdin.write(text.encode())
             stdin.seek(0)
             return await asyncio.create_subprocess_exec(
-                *argv, stdin=stdin, stdout=output, stderr=complaint, start_new_session=True
+                *argv,
+                stdin=stdin,
+                stdout=output,
+                stderr=complaint,
+                env=environment,
+                start_new_session=True,
             )
     finally:
         os.close(output)

@@ -79,3 +79,7 @@ class FenceError(ColohaError):
 
 class WatchdogError(ColohaError):
     """The watchdog cannot be used; the message says why, and what to do."""
+
+
+class BrokerError(ColohaError):
+    """The MQTT broker cannot be reached, or refuses; the message says why, and what to do."""

@@ -21,6 +21,10 @@ class Assets:
     etcd: Path
     promtool: Path
     prometheus: Path
+    mosquitto: Path
+    """An MQTT broker."""
+    mosquitto_passwd: Path
+    mosquitto_sub: Path
     kernel: Path
     initrd: Path
     plugin: Path

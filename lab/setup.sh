@@ -143,6 +143,22 @@ find_prometheus() {
     || fail "fetching Prometheus" "Correct what is said above and run again, or put prometheus on PATH."
 }
 
+find_mosquitto() {
+  mosquitto=$(command -v mosquitto || true) mosquitto_passwd=$(command -v mosquitto_passwd || true)
+  mosquitto_sub=$(command -v mosquitto_sub || true)
+  if [ -n "$mosquitto" ] && [ -n "$mosquitto_passwd" ] && [ -n "$mosquitto_sub" ]; then
+    return 0
+  fi
+  mosquitto=$cache/mosquitto/mosquitto mosquitto_passwd=$cache/mosquitto/mosquitto_passwd
+  mosquitto_sub=$cache/mosquitto/mosquitto_sub
+  if "$mosquitto" -h 2> /dev/null | grep -q version; then
+    return 0
+  fi
+  say "fetching Mosquitto (20 MB)"
+  logged "$here/fetch-mosquitto.sh" "$cache/mosquitto" \
+    || fail "fetching Mosquitto" "Correct what is said above and run again, or put mosquitto and its tools on PATH."
+}
+
 make_guest() {
   wanted=$(digest "$here/guest/fetch.sh" "$here/guest/modules.py")
   if ! [ -s "$cache/kernel/vmlinuz" ] || [ "$(cat "$cache/kernel/stamp" 2> /dev/null)" != "$wanted" ]; then
@@ -180,6 +196,9 @@ qemu_7_2=$cache/qemu-7.2/qemu-system-x86_64
 etcd=$etcd
 promtool=$promtool
 prometheus=$prometheus
+mosquitto=$mosquitto
+mosquitto_passwd=$mosquitto_passwd
+mosquitto_sub=$mosquitto_sub
 kernel=$cache/guest/vmlinuz
 initrd=$cache/guest/initrd.gz
 plugin=$cache/plugin/tcg.so"
@@ -202,6 +221,7 @@ find_old_qemus
 find_etcd
 find_promtool
 find_prometheus
+find_mosquitto
 make_guest
 make_plugin
 record

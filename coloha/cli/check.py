@@ -1,4 +1,4 @@
-"""`coloha check`: would the pairs of this node work? It asks QEMU and fence agents, no more."""
+"""`coloha check`: would the pairs of this node work? It asks, and changes nothing."""
 
 import argparse
 import asyncio
@@ -12,7 +12,7 @@ from coloha.adapters.fence import Fencer
 from coloha.adapters.network import see_own_addresses
 from coloha.adapters.watchdog import unusable
 from coloha.adapters.witness import WitnessError
-from coloha.cli import exits
+from coloha.cli import exits, tellers
 from coloha.config import Config, PairConfig
 from coloha.errors import FenceError, LaunchError, StartError
 from coloha.qemu import command_line, images, versions
@@ -62,6 +62,7 @@ def _of_host(loaded: Config) -> Iterator[Finding]:
         yield asyncio.run(_agent(Fencer(host.node, peer, section), peer, section.agent))
     if host.watchdog.mode != "off":
         yield from _watchdog(loaded)
+    yield from tellers.findings(host)
 
 
 async def _agent(fencer: Fencer, peer: str, name: str) -> Finding:

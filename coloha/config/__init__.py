@@ -5,6 +5,7 @@
 
 from coloha.config.disk import Disk
 from coloha.config.fencing import FenceAgent
+from coloha.config.hook import Hook
 from coloha.config.load import Config, load
 from coloha.config.model import (
     Checkpoint,
@@ -13,10 +14,11 @@ from coloha.config.model import (
     Listen,
     NodeAddresses,
     PairConfig,
-    Recovery,
     Vm,
 )
+from coloha.config.mqtt import Mqtt
 from coloha.config.nic import Nic
+from coloha.config.recovery import Recovery
 from coloha.config.settings import changed_settings, live_settings
 from coloha.config.units import (
     Address,
@@ -41,8 +43,10 @@ __all__ = [
     "FenceAgent",
     "FileWitness",
     "Heartbeat",
+    "Hook",
     "HostConfig",
     "Listen",
+    "Mqtt",
     "Nic",
     "NoWitness",
     "NodeAddresses",

@@ -43,6 +43,7 @@ from coloha.runtime.pair import PairRuntime, Services
 from coloha.runtime.recorder import Recorder
 from coloha.runtime.status import as_dict
 from coloha.runtime.store import Store
+from coloha.runtime.tellers import Tellers
 from coloha.runtime.watchman import Watchman
 from coloha.runtime.witnesses import open_witness
 
@@ -89,6 +90,7 @@ class Daemon:
         self._fencers = {
             peer: Fencer(host.node, peer, section) for peer, section in host.fencing.items()
         }
+        self._tellers = Tellers(host, self._states, self._tell)
         services = Services(
             host, key, Store(host.state_directory), self._heartbeats, self._occurrences,
             self._metrics, self._recorder, self._fencers, self._watchman,
@@ -117,6 +119,7 @@ class Daemon:
         except BaseException:
             await self._shut(services)
             raise
+        self._tellers.start(self._occurrences)
         gc.freeze()
         sys.setswitchinterval(THREAD_SWITCH_S)
         self._occurrences.add("-", "daemon-started", Severity.INFO, f"coloha {__version__}", 0)
@@ -163,11 +166,9 @@ class Daemon:
     def _make_watchman(self) -> Watchman:
         section = self._config.host.watchdog
         watchdog = Watchdog(section.device, int(section.timeout)) if section.mode != "off" else None
-        return Watchman(
-            watchdog, section.mode == "required", self._pairs.values, self._tell_watchdog
-        )
+        return Watchman(watchdog, section.mode == "required", self._pairs.values, self._tell)
 
-    def _tell_watchdog(self, kind: str, severity: Severity, text: str) -> None:
+    def _tell(self, kind: str, severity: Severity, text: str) -> None:
         self._metrics.occurred("-", kind)
         self._occurrences.add("-", kind, severity, text, 0)
 
@@ -256,6 +257,7 @@ class Daemon:
         await asyncio.gather(*pumps, return_exceptions=True)
         await self._watchman.close()
         self._occurrences.add("-", "daemon-stopped", Severity.INFO, "QEMUs are left running", 0)
+        await self._tellers.close()
         await self._shut(services)
 
     async def _shut(self, services: Services) -> None:
@@ -312,19 +314,25 @@ class Daemon:
             channels_rejected=self._channels.rejected,
             events_lost=self._occurrences.dropped,
             steps_unrecorded=self._recorder.lost,
+            mqtt=self._tellers.mqtt,
+            hooks=self._tellers.hooks,
         )
+
+    def _states(self) -> list[dict[str, Any]]:
+        """Return every pair's status; other threads ask, too."""
+        now = time.monotonic()
+        return [as_dict(pair, now) for pair in self._pairs.values()]
 
     async def _status(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
         del request
-        now = time.monotonic()
         yield {
             "ok": {
                 "node": self._config.host.node,
                 "version": __version__,
                 "pid": os.getpid(),
-                "uptime_s": round(now - self._started_at, 3),
+                "uptime_s": round(time.monotonic() - self._started_at, 3),
                 "heartbeats_rejected": dict(self._heartbeats.rejected),
-                "pairs": [as_dict(pair, now) for pair in self._pairs.values()],
+                "pairs": self._states(),
             }
         }
 

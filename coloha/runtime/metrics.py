@@ -45,6 +45,16 @@ class PairGauges:
 
 
 @dataclass(frozen=True, slots=True)
+class MqttTotals:
+    """What became of the events that the MQTT broker is to be told."""
+
+    connected: bool = False
+    sent: int = 0
+    waiting: int = 0
+    dropped: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Totals:
     """What the daemon counted since it started."""
 
@@ -54,6 +64,10 @@ class Totals:
     channels_rejected: int = 0
     events_lost: int = 0
     steps_unrecorded: int = 0
+    mqtt: MqttTotals | None = None
+    """None if no broker is told."""
+    hooks: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    """Runs, by name of the hook and by how they ended; "dropped" if they never began."""
 
 
 class Metrics(Collector):
@@ -134,7 +148,9 @@ class Metrics(Collector):
         build = GaugeMetricFamily("coloha_build_info", "Version of coloha.", labels=["version"])
         build.add_metric([__version__], 1)
         yield build
-        yield from _of_daemon(self.totals())
+        totals = self.totals()
+        yield from _of_daemon(totals)
+        yield from _of_tellers(totals)
         yield from _of_pairs(list(self.pairs()))
 
 
@@ -189,6 +205,33 @@ def _of_daemon(totals: Totals) -> Iterator[Metric]:
         "Steps that are missing from the flight record: the disk was too slow, or full.",
         totals.steps_unrecorded,
     )
+
+
+def _of_tellers(totals: Totals) -> Iterator[Metric]:
+    if (mqtt := totals.mqtt) is not None:
+        yield GaugeMetricFamily(
+            "coloha_mqtt_connected", "Whether the MQTT broker is told what happens.", mqtt.connected
+        )
+        yield CounterMetricFamily(
+            "coloha_mqtt_sent", "Events that the MQTT broker has acknowledged.", mqtt.sent
+        )
+        yield GaugeMetricFamily(
+            "coloha_mqtt_waiting", "Events that wait for the MQTT broker.", mqtt.waiting
+        )
+        yield CounterMetricFamily(
+            "coloha_mqtt_dropped",
+            "Events that the MQTT broker was not told: too many waited.",
+            mqtt.dropped,
+        )
+    if totals.hooks:
+        runs = CounterMetricFamily(
+            "coloha_hook_runs",
+            "Runs of hooks, by how they ended; dropped: too many waited.",
+            labels=["hook", "outcome"],
+        )
+        for names, count in totals.hooks.items():
+            runs.add_metric(names, count)
+        yield runs
 
 
 _OF_PAIRS: tuple[tuple[str, str, Callable[[PairGauges], float | None]], ...] = (

@@ -10,6 +10,7 @@ import json
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -57,6 +58,7 @@ class Occurrences:
         self._kept: deque[Occurrence] = deque(self._earlier(), KEPT)
         self._number = self._kept[-1].number if self._kept else 0
         self._listeners: set[asyncio.Queue[Occurrence]] = set()
+        self._followers: list[Callable[[Occurrence], None]] = []
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="events")
         self._thread.submit(int).result()
         self._writing = 0
@@ -77,6 +79,8 @@ class Occurrences:
                 self.dropped += 1
             else:
                 queue.put_nowait(occurrence)
+        for take in self._followers:
+            take(occurrence)
         if self._writing < WAITING:
             self._writing += 1
             self._thread.submit(self._write, occurrence)
@@ -92,6 +96,10 @@ class Occurrences:
         queue: asyncio.Queue[Occurrence] = asyncio.Queue(WAITING)
         self._listeners.add(queue)
         return queue
+
+    def follow(self, take: Callable[[Occurrence], None]) -> None:
+        """Have `take`, which must not wait, called with every occurrence from now on."""
+        self._followers.append(take)
 
     def leave(self, queue: asyncio.Queue[Occurrence]) -> None:
         """Fill `queue` no more."""

@@ -21,6 +21,7 @@ from lab.etcd import EtcdCluster
 from lab.namespace import CHECKOUT, Namespace
 from tests.adapters.agent import HANGS, Agent, answer
 from tests.adapters.etcd_support import etcd, put, value_of
+from tests.adapters.mqtt_support import PASSWORD, USER, broker, password_file
 from tests.adapters.support import PATIENCE_S
 from tests.cli.support import configure
 from tests.config.support import PAIR
@@ -431,3 +432,39 @@ def test_a_required_watchdog_that_is_missing(tmp_path: Path, capsys: Captured) -
     pair.write_text(pair.read_text() + "heartbeat: {interval: 1s, misses: 10}\n")
     (found,) = of_host(capsys, host_file, 1)
     assert found.startswith("PROBLEM alpha: watchdog: /dev/none cannot be used")
+
+
+def test_the_broker(tmp_path: Path, capsys: Captured) -> None:
+    with broker(tmp_path, users={USER: PASSWORD}) as there:
+        file = password_file(tmp_path)
+        text = f"mqtt: {{broker: '{there.url}', username: {USER}, password_file: {file}}}\n"
+        host_file = host_with(tmp_path, text)
+        (found,) = of_host(capsys, host_file, 0)
+        assert found == f"ok      alpha: MQTT: {there.url} lets this node in as {USER}"
+        assert "as coloha-alpha-check " in there.log
+        password_file(tmp_path, "guessed")
+        (found,) = of_host(capsys, host_file, 1)
+        assert found.startswith(f"PROBLEM alpha: MQTT: {there.url}: it refuses the user: correct")
+        there.stop()
+        (found,) = of_host(capsys, host_file, 1)
+        assert found.endswith("Connection refused: is a broker running there?")
+
+
+def test_hooks(tmp_path: Path, capsys: Captured) -> None:
+    (tmp_path / "page").write_text("#!/bin/sh\ntouch ran\n")
+    text = (
+        "hooks:\n  a: {on: [any], program: 'true'}\n  b: {on: [failover, error], program: ./page}\n"
+        "  c: {on: [any], program: ./none}\n  d: {on: [any], program: no-such-program}\n"
+    )
+    found = of_host(capsys, host_with(tmp_path, text), 1)
+    assert found == [
+        "ok      alpha: hook a: true, for any",
+        f"PROBLEM alpha: hook b: {tmp_path}/page cannot be run: run chmod +x {tmp_path}/page",
+        f"PROBLEM alpha: hook c: {tmp_path}/none is not there: install it, or correct the path",
+        "PROBLEM alpha: hook d: no-such-program is not in PATH: install it, or write its path",
+    ]
+    (tmp_path / "page").chmod(0o755)
+    assert f"ok      alpha: hook b: {tmp_path}/page, for failover, error" in of_host(
+        capsys, host_with(tmp_path, text), 1
+    )
+    assert not (tmp_path / "ran").exists()

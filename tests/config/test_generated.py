@@ -13,7 +13,9 @@ from coloha.config import (
     Checkpoint,
     FenceAgent,
     Heartbeat,
+    Hook,
     HostConfig,
+    Mqtt,
     PairConfig,
     Recovery,
     Watchdog,
@@ -45,9 +47,14 @@ CLUSTER = "\n" + re.sub(r"(?m)^  # ([a-z_]+:|  - )", r"  \1", _COMMENTED)
 
 
 _HOST_EXAMPLE = EXAMPLES[HostConfig].read_text()
-_AGENT = _HOST_EXAMPLE[_HOST_EXAMPLE.index("# fencing:") : _HOST_EXAMPLE.index("\n# What resets")]
+_AGENT = _HOST_EXAMPLE[_HOST_EXAMPLE.index("# fencing:") : _HOST_EXAMPLE.index("\n# An MQTT")]
 AGENT = re.sub(r"(?m)^( *)# ([a-z_]+:)", r"\1\2", _AGENT)
 """What the host example says of fencing, in its comments and out of them."""
+
+
+_TELLERS = _HOST_EXAMPLE[_HOST_EXAMPLE.index("# mqtt:") : _HOST_EXAMPLE.index("\n# What resets")]
+TELLERS = re.sub(r"(?m)^( *)# ([a-z_]+:)", r"\1\2", _TELLERS)
+"""What it says of MQTT and hooks, likewise."""
 
 
 def example(folder: Path, replace: tuple[str, str] | None = None) -> Path:
@@ -58,6 +65,10 @@ def example(folder: Path, replace: tuple[str, str] | None = None) -> Path:
         "pairs.d/example.yaml": edit(pair, *replace) if replace else pair,
         "key": KEY,
         "ipmi-password": "secret",
+        "mqtt-password": "secret",
+        "mqtt-ca.pem": "",
+        "mqtt-node.pem": "",
+        "mqtt-node.key": "",
         "pairs.d/vmlinuz": "",
         "pairs.d/initrd.img": "",
         "pairs.d/OVMF.fd": "",
@@ -68,7 +79,8 @@ def example(folder: Path, replace: tuple[str, str] | None = None) -> Path:
         "pairs.d/etcd-node.key": "",
     }
     host_file = write(folder, files)
-    for name in ("ipmi-password", "pairs.d/etcd-password", "pairs.d/etcd-node.key"):
+    secrets = ["ipmi-password", "mqtt-password", "mqtt-node.key"]
+    for name in (*secrets, "pairs.d/etcd-password", "pairs.d/etcd-node.key"):
         (folder / name).chmod(0o600)
     (folder / "pairs.d/web.yaml").unlink()
     return host_file
@@ -115,6 +127,19 @@ def test_the_agent_in_the_example_loads(tmp_path: Path) -> None:
     assert agent.model_dump(exclude={"parameters", "password_file"}) == FenceAgent(
         agent="fence_ipmilan"
     ).model_dump(exclude={"parameters", "password_file"})
+
+
+def test_the_tellers_in_the_example_load(tmp_path: Path) -> None:
+    host_file = example(tmp_path)
+    host_file.write_text(edit(host_file.read_text(), _TELLERS, TELLERS))
+    host = load(host_file).host
+    assert host.mqtt is not None
+    assert host.mqtt.client_id == f"coloha-{host.node}"
+    defaults = Mqtt(broker="mqtts://broker.example.org")
+    kept = {"broker", "topic", "keepalive", "queue"}
+    assert host.mqtt.model_dump(include=kept) == defaults.model_dump(include=kept)
+    assert host.hooks["page"].on == ("failover", "unprotected", "error")
+    assert host.hooks["page"].timeout == Hook(on=("any",), program="page").timeout
 
 
 @pytest.mark.parametrize("root", EXAMPLES)

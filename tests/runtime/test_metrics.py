@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from coloha import __version__
 from coloha.core.phases import Phase
-from coloha.runtime.metrics import Metrics, PairGauges, Totals
+from coloha.runtime.metrics import Metrics, MqttTotals, PairGauges, Totals
 from tests.adapters.support import PATIENCE_S, Runner
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -112,7 +112,9 @@ def everything() -> str:
     """What Prometheus scrapes of a daemon that has something to tell of every metric."""
     with serving() as (metrics, port):
         metrics.pairs = lambda: [gauges("vm", demanded=2, heartbeat_age_s=0.1)]
-        metrics.totals = lambda: Totals({"mac": 1})
+        metrics.totals = lambda: Totals(
+            {"mac": 1}, mqtt=MqttTotals(True, 1, 2, 3), hooks={("page", "ok"): 4}
+        )
         metrics.pause("vm", 0.1)
         metrics.occurred("vm", "failover")
         metrics.fenced("beta", "confirmed")
@@ -129,6 +131,19 @@ def test_what_alerts_ask_for_is_counted_from_0_on() -> None:
     assert value(samples, "coloha_fence_total", node="beta", outcome="unknown") == 0
 
 
+def test_who_is_told_is_counted_if_anybody_is() -> None:
+    with serving() as (metrics, port):
+        assert not [name for name, _ in scrape(port) if "mqtt" in name or "hook" in name]
+        hooks = {("page", "ok"): 3, ("page", "timeout"): 1}
+        metrics.totals = lambda: Totals(mqtt=MqttTotals(True, 5, 6, 7), hooks=hooks)
+        samples = scrape(port)
+    assert value(samples, "coloha_mqtt_connected") == 1
+    assert value(samples, "coloha_mqtt_sent_total") == 5
+    assert value(samples, "coloha_mqtt_waiting") == 6
+    assert value(samples, "coloha_mqtt_dropped_total") == 7
+    assert value(samples, "coloha_hook_runs_total", hook="page", outcome="timeout") == 1
+
+
 def test_names_and_help_are_as_prometheus_wants_them() -> None:
     families = list(text_string_to_metric_families(everything()))
     names = [family.name for family in families]
@@ -141,6 +156,11 @@ def test_names_and_help_are_as_prometheus_wants_them() -> None:
         "coloha_fence",
         "coloha_heartbeats_rejected",
         "coloha_heartbeats_unsent",
+        "coloha_hook_runs",
+        "coloha_mqtt_connected",
+        "coloha_mqtt_dropped",
+        "coloha_mqtt_sent",
+        "coloha_mqtt_waiting",
         "coloha_occurrences",
         "coloha_pair_alone",
         "coloha_pair_disk_bytes_left",
