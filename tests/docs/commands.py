@@ -31,6 +31,9 @@ RUN = {
     'make chaos ARGS="--seed 7 --faults 100"': HERE + "test_what_make_is_asked_is_understood",
     'make chaos ARGS="--kinds link host-kill two --faults 10"': HERE
     + "test_what_make_is_asked_is_understood",
+    "mosquitto_sub -h broker.example.org -p 8883 --capath /etc/ssl/certs -u watcher"
+    " -P \"$PASSWORD\" -v -q 1 -t 'coloha/#'": "tests/docs/test_mqtt.py"
+    "::test_the_command_to_look_on",
     "make demo": HERE + "test_what_make_is_asked_is_understood",
 }
 """Command: the test that runs it, or as much of it as a test may."""
@@ -61,6 +64,8 @@ PICTURES = {
     ("README.md", "pair: web"): "pair file: test_the_files_of_the_readme_load",
     ("docs/architecture.md", ""): "pictures and courses of events",
     ("docs/design.md", ""): "pictures, moves of the record",
+    ("docs/mqtt.md", "user coloha"): "access list: test_what_the_broker_must_allow",
+    ("docs/mqtt.md", "#!/bin/sh"): "program: test_the_program_does_what_it_says",
     ("docs/runbook.md", "On 2026-11-25"): "what coloha replay prints",
     ("docs/timing.md", "time "): "a course of events",
 }

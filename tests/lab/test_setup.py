@@ -47,7 +47,16 @@ def done() -> Assets:
 @pytest.fixture
 def cache(done: Assets, tmp_path: Path) -> Path:
     """A cache of its own that has everything but the guest."""
-    for name in ("qemu", "qemu-10.0", "qemu-7.2", "etcd", "promtool", "prometheus", "kernel"):
+    for name in (
+        "qemu",
+        "qemu-10.0",
+        "qemu-7.2",
+        "etcd",
+        "promtool",
+        "prometheus",
+        "mosquitto",
+        "kernel",
+    ):
         if (cache_folder() / name).exists():
             (tmp_path / name).symlink_to(cache_folder() / name)
     return tmp_path
