@@ -17,7 +17,7 @@ RUN = {
     "coloha check": HERE + "test_what_the_command_line_is_asked",
     "coloha events": HERE + "test_what_the_command_line_is_asked",
     "coloha status": HERE + "test_what_the_command_line_is_asked",
-    "coloha status --watch": HERE + "test_status_is_watched",
+    "coloha status --watch": HERE + "test_what_the_command_line_is_asked",
     "coloha replay /var/lib/coloha/flight/PAIR": HERE + "test_records_are_replayed",
     "coloha replay --from 03:10 --to 03:25 /var/lib/coloha/flight/PAIR": HERE
     + "test_records_are_replayed",

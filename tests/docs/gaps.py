@@ -10,7 +10,7 @@ from coloha.sim.world import World
 STEP_S = 0.01
 """How often it is looked at what clients have heard."""
 FOREVER_S = 10_000.0
-INSTANTS = 8
+INSTANTS = 4
 
 
 @dataclass(frozen=True)

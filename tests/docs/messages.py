@@ -164,3 +164,9 @@ def _filled(value: ast.expr) -> str:
 def pattern(message: str) -> re.Pattern[str]:
     """What a message of the page stands for: a gap may be anything."""
     return re.compile(".*".join(map(re.escape, message.split(GAP))), re.DOTALL)
+
+
+def fits(message: str, text: str) -> bool:
+    """Whether a text may be what a message of the page stands for."""
+    longest = max(message.split(GAP), key=len)
+    return longest in text and pattern(message).fullmatch(text) is not None

@@ -18,6 +18,7 @@ from tests.docs.pages import README, blocks, named, pages
 from tests.runtime.daemon_support import COLOHA, Daemon
 
 ONE_LOOP = pytest.mark.parametrize("daemons", ["uvloop"], indirect=True)
+WATCH = "coloha status --watch"
 RECORD = CHECKOUT / "tests" / "flight" / "records" / "beta.jsonl.gz"
 
 
@@ -137,28 +138,26 @@ def test_the_files_of_the_readme_load(tmp_path: Path) -> None:
         assert [pair.name for pair in load(tmp_path / "coloha.yaml").pairs] == ["web"]
 
 
-@ONE_LOOP
-@pytest.mark.parametrize("command", of("test_what_the_command_line_is_asked"))
-def test_what_the_command_line_is_asked(alpha: Daemon, command: str) -> None:
-    if command != "coloha check":
-        alpha.start()
-        alpha.wait(lambda: alpha.events("launch-failed"), "the launch that fails")
-    said = alpha.cli(*command.split()[1:], status=0 if command == "coloha events" else 1)
-    expected = {"check": "PROBLEM vm: ", "events": "launch-failed", "status": "NOT PROTECTED"}
-    assert expected[command.split()[1]] in said
+EXPECTED = {
+    "coloha check": (1, "PROBLEM vm: "),
+    "coloha events": (0, "launch-failed"),
+    "coloha status": (1, "NOT PROTECTED"),
+}
 
 
 @ONE_LOOP
-def test_status_is_watched(alpha: Daemon) -> None:
+def test_what_the_command_line_is_asked(alpha: Daemon) -> None:
+    assert set(of("test_what_the_command_line_is_asked")) == EXPECTED.keys() | {WATCH}
     alpha.start()
-    argv = [*COLOHA, "status", "--watch", "--config", str(alpha.host_file)]
+    alpha.wait(lambda: alpha.events("launch-failed"), "the launch that fails")
+    for command, (status, words) in EXPECTED.items():
+        assert words in alpha.cli(*command.split()[1:], status=status)
+    argv = [*COLOHA, *WATCH.split()[1:], "--config", str(alpha.host_file)]
     with subprocess.Popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as watch:
         assert watch.stdout is not None
-        shown = 0
-        for line in watch.stdout:
-            shown += "NOT PROTECTED" in line
-            if shown == 2:
-                break
+        shown = (line for line in watch.stdout if "NOT PROTECTED" in line)
+        assert next(shown)
+        assert next(shown), "it is shown once"
         watch.terminate()
 
 

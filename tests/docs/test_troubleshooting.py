@@ -94,9 +94,7 @@ def test_every_error_that_is_explained_exists() -> None:
     texts = messages.strings()
     texts |= {f"QEMU ... {rule.problem}: {rule.advice}".replace("`", "") for rule in RULES}
     unknown = {
-        message
-        for message in errors()
-        if not any(messages.pattern(message).fullmatch(text) for text in texts)
+        message for message in errors() if not any(messages.fits(message, text) for text in texts)
     }
     assert not unknown, "nothing in coloha says so"
 
