@@ -4,6 +4,7 @@
 #   debian_apt ARGUMENTS      apt-get in that area
 #   debian_cache ARGUMENTS    apt-cache in that area
 #   debian_mirror             says which mirror apt on this machine uses
+#   debian_keyring            says where the keys are that sign what it has
 #   whole_begin DIR           sets $target to DIR and $work to a folder beside it that goes away with the script
 #   whole_end                 puts $work/new in DIR's place: it appears whole or not at all
 #
@@ -34,9 +35,7 @@ debian_mirror() {
   }
 }
 
-debian_open() {
-  area=$1
-  mirror=$(debian_mirror)
+debian_keyring() {
   keyring=
   for file in /usr/share/keyrings/debian-archive-keyring.gpg /usr/share/keyrings/debian-archive-keyring.pgp; do
     [ -z "$keyring" ] && [ -e "$file" ] && keyring=$file
@@ -45,6 +44,13 @@ debian_open() {
     echo "Debian's signing keys are missing: install the package debian-archive-keyring" >&2
     return 1
   fi
+  echo "$keyring"
+}
+
+debian_open() {
+  area=$1
+  mirror=$(debian_mirror)
+  keyring=$(debian_keyring)
   mkdir -p "$area/lists/partial" "$area/archives/partial"
   : > "$area/status"
   for suite in $release ${COLOHA_BACKPORTS-$release-backports}; do

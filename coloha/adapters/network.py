@@ -1,40 +1,45 @@
 """Interfaces of this host: the taps of guests' NICs, and its own addresses."""
 
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 
 from coloha.ask import ask
 from coloha.config.model import PairConfig, Vm
-from coloha.config.nic import Nic
 from coloha.errors import LaunchError, StartError
 from coloha.qemu.command_line import tap_name
+from coloha.qemu.launch import tap_commands
 
 _INTERFACES = Path("/sys/class/net")
 IP_S = 5.0
 
 
-async def prepare(pair: str, vm: Vm) -> None:
-    """See that every NIC's tap exists; make the taps of bridges, attach them and bring them up.
+def wanted(pair: str, vm: Vm) -> list[tuple[str, str]]:
+    """Return the taps that are to be made for a VM, each with its bridge.
 
-    :raises LaunchError: if an interface is missing or cannot be made.
+    :raises LaunchError: if there is no such bridge, or a tap that is not to be made is missing.
     """
-    commands = []
+    taps = []
     for index, nic in enumerate(vm.nics):
-        commands += _commands(tap_name(pair, index, nic), nic)
+        tap = tap_name(pair, index, nic)
+        if nic.bridge is None:
+            if not (_INTERFACES / tap).exists():
+                raise LaunchError(f"tap {tap} does not exist: make it, or set `bridge` instead")
+        elif not (_INTERFACES / nic.bridge / "bridge").is_dir():
+            raise LaunchError(f"{nic.bridge} is not a bridge of this host: make it before the pair")
+        else:
+            taps.append((tap, nic.bridge))
+    return taps
+
+
+async def make_taps(taps: Sequence[tuple[str, str]]) -> None:
+    """See that there are these taps, each attached to its bridge, and up.
+
+    :raises LaunchError: if one cannot be made.
+    """
+    commands = [command for tap, bridge in taps for command in tap_commands(tap, bridge)]
     if commands:
         await _ip(commands)
-
-
-def _commands(tap: str, nic: Nic) -> list[str]:
-    present = (_INTERFACES / tap).exists()
-    if nic.bridge is None:
-        if not present:
-            raise LaunchError(f"tap {tap} does not exist: make it, or set `bridge` instead")
-        return []
-    if not (_INTERFACES / nic.bridge / "bridge").is_dir():
-        raise LaunchError(f"{nic.bridge} is not a bridge of this host: make it before the pair")
-    make = [] if present else [f"tuntap add dev {tap} mode tap"]
-    return [*make, f"link set dev {tap} master {nic.bridge}", f"link set dev {tap} up"]
 
 
 def see_own_addresses(pair: PairConfig, node: str) -> None:

@@ -35,6 +35,8 @@ class ServiceManager:
         """Take what is in the environment, once: no child may find it there, nor the sockets."""
         environment = os.environ if environment is None else environment
         self._address = _notify_address(environment.pop("NOTIFY_SOCKET", ""))
+        self.watchdog_s = _watchdog_s(environment)
+        """How often it wants to hear that the daemon is alive, seconds; None if it does not."""
         self._names: set[str] = set()
         self._kept: list[tuple[str, socket.socket]] = []
         for name, descriptor in _passed(environment):
@@ -52,6 +54,10 @@ class ServiceManager:
     def reloading(self) -> None:
         """Say that the configuration is read again; `ready` ends it."""
         self._notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def alive(self) -> None:
+        """Say that the daemon does its work."""
+        self._notify("WATCHDOG=1")
 
     def stopping(self, status: str) -> None:
         """Say that the daemon ends."""
@@ -123,6 +129,14 @@ def _notify_address(text: str) -> str | None:
     if text.startswith("@"):
         return "\0" + text[1:]
     return text if text.startswith("/") else None
+
+
+def _watchdog_s(environment: MutableMapping[str, str]) -> float | None:
+    """Return the interval that was asked of this very process; see sd_watchdog_enabled(3)."""
+    pid, microseconds = environment.pop("WATCHDOG_PID", ""), environment.pop("WATCHDOG_USEC", "")
+    if pid not in ("", str(os.getpid())) or not (microseconds.isascii() and microseconds.isdigit()):
+        return None
+    return int(microseconds) / 1e6 or None
 
 
 def _passed(environment: MutableMapping[str, str]) -> Iterator[tuple[str, int]]:

@@ -13,6 +13,7 @@ from coloha.adapters.network import see_own_addresses
 from coloha.adapters.watchdog import unusable
 from coloha.adapters.witness import WitnessError
 from coloha.cli import exits, tellers
+from coloha.cli.service import become_daemon, unit_finding, usable_tap
 from coloha.config import Config, PairConfig
 from coloha.errors import FenceError, LaunchError, StartError
 from coloha.qemu import command_line, images, versions
@@ -37,6 +38,8 @@ def call(arguments: argparse.Namespace) -> int:
     """Print what was checked, and every problem."""
     loaded = config.load(arguments.config)
     problems = 0
+    if loaded.host.launcher == "systemd":
+        become_daemon()
     for name, (good, line) in _all_findings(loaded):
         print(f"{'ok     ' if good else 'PROBLEM'} {name}: {line}", flush=True)
         problems += not good
@@ -58,6 +61,8 @@ def _all_findings(loaded: Config) -> Iterator[tuple[str, Finding]]:
 
 def _of_host(loaded: Config) -> Iterator[Finding]:
     host = loaded.host
+    if host.launcher == "systemd":
+        yield unit_finding()
     for peer, section in host.fencing.items():
         yield asyncio.run(_agent(Fencer(host.node, peer, section), peer, section.agent))
     if host.watchdog.mode != "off":
@@ -171,6 +176,8 @@ def _interfaces(pair: PairConfig) -> Iterator[Finding]:
         good = path.exists() if nic.tap else (path / "bridge").is_dir()
         kind = "tap" if nic.tap else "bridge"
         advice = "" if good else f": {kind} {name} does not exist on this host, make it first"
+        if good and nic.tap and not usable_tap(path):
+            good, advice = False, ": it belongs to somebody else: make it with `user coloha`"
         yield good, f"NIC {index} on {kind} {name}{advice}"
 
 

@@ -2,13 +2,15 @@
 
 import argparse
 import asyncio
+import contextlib
+import faulthandler
 import logging
 import os
-import sys
 
 import uvloop
 
 from coloha import config
+from coloha.adapters.journal import JournalHandler
 from coloha.cli import exits
 from coloha.runtime.daemon import Daemon
 
@@ -47,11 +49,16 @@ def call(arguments: argparse.Namespace) -> int:
 
 
 def _log(level: str) -> None:
-    """Log to stderr; under systemd the journal adds time and unit by itself."""
-    plain = "JOURNAL_STREAM" in os.environ
+    """Log to the journal where stderr goes there, else to stderr."""
+    # A fatal signal, such as the service manager's to a daemon that hangs, says where it was.
+    faulthandler.enable()
+    handlers: list[logging.Handler] = []
+    if "JOURNAL_STREAM" in os.environ:
+        with contextlib.suppress(OSError):
+            handlers.append(JournalHandler())
     form = "%(levelname)s %(name)s: %(message)s"
     logging.basicConfig(
-        stream=sys.stderr,
+        handlers=handlers or [logging.StreamHandler()],
         level=level.upper(),
-        format=form if plain else f"%(asctime)s {form}",
+        format="%(message)s" if handlers else f"%(asctime)s {form}",
     )

@@ -3,12 +3,12 @@
 `load` is the way in. Durations are floats in seconds, sizes ints in bytes, paths absolute.
 """
 
+from coloha.config.checkpoint import Checkpoint
 from coloha.config.disk import Disk
 from coloha.config.fencing import FenceAgent
 from coloha.config.hook import Hook
 from coloha.config.load import Config, load
 from coloha.config.model import (
-    Checkpoint,
     Heartbeat,
     HostConfig,
     Listen,

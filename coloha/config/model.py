@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from coloha.config.attach import Attach
+from coloha.config.checkpoint import Checkpoint
 from coloha.config.disk import Disk
 from coloha.config.fencing import FenceAgent
 from coloha.config.hook import Hook
@@ -47,9 +48,7 @@ from coloha.config.values import (
 )
 from coloha.config.watchdog import Watchdog
 from coloha.config.witness import Witness
-
-LIVE: dict[str, Any] = {"live": True}
-"""Marks a field that takes effect on reload; every other one needs a restart."""
+from coloha.qemu.launch import RUNTIME
 
 LONGEST_HEALTHY_PAUSE_S = 0.1
 """How long a healthy daemon may fall silent in seconds: a garbage collection, a busy host."""
@@ -94,7 +93,7 @@ class HostConfig(Section):
         " Metrics need no key, so keep the address on a network that you trust.",
     )
     runtime_directory: ResolvedPath = Field(
-        default=Path("/run/coloha"),
+        default=RUNTIME,
         description="Folder for sockets, which a reboot may empty. Change it to run a second"
         " daemon on one host, for tests.",
     )
@@ -113,6 +112,12 @@ class HostConfig(Section):
         default=Path("pairs.d"),
         description="Folder with one file per pair, each named after its pair. Only *.yaml is"
         " read. Relative paths start at this file's folder.",
+    )
+    launcher: Literal["child", "systemd"] = Field(
+        default="child",
+        description="What starts QEMUs. `child`: the daemon itself, which then needs to be root, or"
+        " to have CAP_NET_ADMIN. `systemd`: the unit coloha-qemu@PAIR.service, so that each QEMU"
+        " has a cgroup of its own and neither needs a capability; see docs/systemd.md.",
     )
     fencing: Mapping[Name, FenceAgent] = Field(
         default={},
@@ -151,6 +156,16 @@ class HostConfig(Section):
         if metrics.covers(listen.channel) or listen.channel.covers(metrics):
             raise ValueError(f"{metrics} is taken by listen.channel: choose another port")
         return metrics
+
+    @field_validator("launcher")
+    @classmethod
+    def _units_know_the_folder(cls, launcher: str, info: ValidationInfo) -> str:
+        folder = info.data.get("runtime_directory", RUNTIME)
+        if launcher == "systemd" and folder != RUNTIME:
+            raise ValueError(
+                f"the units of QEMUs know {RUNTIME} only: remove runtime_directory, or write child"
+            )
+        return launcher
 
     @field_validator("runtime_directory")
     @classmethod
@@ -268,72 +283,6 @@ class Vm(Section):
         if firmware is not None and info.data.get("kernel", "wrong") is not None:
             raise ValueError("kernel and firmware exclude each other: remove one of them")
         return firmware
-
-
-class Checkpoint(Section):
-    """How often the secondary catches up, and when the pair gives up waiting for it."""
-
-    mode: Literal["buffer", "compare"] = Field(
-        default="buffer",
-        description="What output waits for. `buffer` holds every packet until the secondary has the"
-        " state that it came from. `compare` gives both copies the same input and lets go what both"
-        " answer alike; what they answer differently waits for a checkpoint, made at once. It is"
-        " quicker, needs far fewer checkpoints, and promises less: see docs/design.md.",
-    )
-    period: Annotated[Seconds, seconds_between("5ms", "2s")] = Field(
-        default=as_written("50ms"),
-        json_schema_extra=LIVE,
-        description="Time between two checkpoints. Clients wait about this long for every answer;"
-        " shorten it for latency, lengthen it to give the guest more of the CPU and the network. In"
-        " mode `compare` nothing waits for it: 500ms suits most guests.",
-    )
-    stall_timeout: Annotated[Seconds, seconds_between("200ms", "10m")] = Field(
-        default=as_written("3s"),
-        description="Without a commit for this long, the primary ends protection and goes on"
-        " alone. Clients wait this long at worst when the secondary hangs. At least 4 periods;"
-        " raise it if single checkpoints are large.",
-    )
-    compare_timeout: Annotated[Seconds, seconds_between("10ms", "10s")] = Field(
-        default=as_written("100ms"),
-        description="Mode `compare`: how long a packet waits for the other copy's before it counts"
-        " as different. Raise it if the secondary's guest is slow, or answers late; clients wait so"
-        " long when a packet is lost between the hosts.",
-    )
-    expired_scan_cycle: Annotated[Seconds, seconds_between("10ms", "10s")] = Field(
-        default=as_written("50ms"),
-        description="Mode `compare`: how often packets are looked through for those that have"
-        " waited longer than `compare_timeout`. Both together at most half of `stall_timeout`.",
-    )
-    max_queue_size: Annotated[Count, Field(ge=16, le=65536)] = Field(
-        default=1024,
-        description="Mode `compare`: packets of each connection that wait at most, of either copy."
-        " More are dropped, as on a full network. Raise it for guests that send much.",
-    )
-
-    @field_validator("stall_timeout")
-    @classmethod
-    def _outlasts_periods(cls, stall: float, info: ValidationInfo) -> float:
-        least = 4 * info.data.get("period", 0.0)
-        if stall < least:
-            raise ValueError(
-                f"{format_seconds(stall)} is less than 4 periods: write at least"
-                f" {format_seconds(least)}, or shorten checkpoint.period"
-            )
-        return stall
-
-    @field_validator("expired_scan_cycle")
-    @classmethod
-    def _compares_in_time(cls, cycle: float, info: ValidationInfo) -> float:
-        longest = info.data.get("compare_timeout", 0.0) + cycle
-        stall = info.data.get("stall_timeout", longest)
-        if info.data.get("mode") == "compare" and longest > stall / 2:
-            raise ValueError(
-                f"a packet may wait {format_seconds(longest)} (compare_timeout +"
-                f" expired_scan_cycle) before a checkpoint is asked for, more than half of"
-                f" stall_timeout: shorten them, or write stall_timeout:"
-                f" {format_seconds(2 * longest)}"
-            )
-        return cycle
 
 
 class Heartbeat(Section):

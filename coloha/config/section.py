@@ -1,9 +1,12 @@
 """What all sections of the configuration have in common."""
 
-from typing import get_args
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
+
+LIVE: dict[str, Any] = {"live": True}
+"""Marks a field that takes effect on reload; every other one needs a restart."""
 
 
 class Section(BaseModel):

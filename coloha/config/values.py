@@ -195,10 +195,28 @@ class SeveralError(ValueError):
         self.messages = messages
 
 
+def _secret(path: Path, info: ValidationInfo) -> Path:
+    """Return where a secret is: where the file says, or where systemd has put it for this daemon,
+    under the file's name (systemd.exec, LoadCredential=).
+    """
+    credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), path.name)
+    if _is_credential(credential) and credential.is_file():
+        return credential
+    return _resolved(path, info)
+
+
+def _is_credential(path: Path) -> bool:
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    return folder is not None and path.parent == Path(folder)
+
+
 def _open_to_others(path: Path) -> list[str]:
-    """Say so if others than its owner may use a file. Raises ValueError if it is none."""
+    """Say so if others than its owner may use a file. Raises ValueError if it is none.
+
+    Of a credential systemd sees to that, by an access list, which looks like a group's rights.
+    """
     mode = stat.S_IMODE(_regular(path).st_mode)
-    if mode & 0o077:
+    if mode & 0o077 and not _is_credential(path):
         return [f"{path} is open to others (mode {mode:04o}): run chmod 600 {path}"]
     return []
 
@@ -256,21 +274,21 @@ def read_password(path: Path) -> str:
 
 
 def _key_file(path: Path, info: ValidationInfo) -> Path:
-    path = _resolved(path, info)
+    path = _secret(path, info)
     if info.context:
         read_key(path)
     return path
 
 
 def _password_file(path: Path, info: ValidationInfo) -> Path:
-    path = _resolved(path, info)
+    path = _secret(path, info)
     if info.context:
         read_password(path)
     return path
 
 
 def _private_file(path: Path, info: ValidationInfo) -> Path:
-    path = _resolved(path, info)
+    path = _secret(path, info)
     if info.context and (problems := _open_to_others(path)):
         raise SeveralError(problems)
     return path

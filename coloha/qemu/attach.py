@@ -84,7 +84,7 @@ def take(attach: Attach, directory: Path) -> Process:
         raise LaunchError(f"the QEMU of {attach.monitor} has just ended") from None
     ticks = started(pid)
     (directory / NOTE).write_text(json.dumps({"pid": pid, "started": ticks}))
-    return Process(pid, pidfd, child=False)
+    return Process(pid, pidfd, whose="somebody else started it")
 
 
 def found(pair_directory: Path) -> Iterator[tuple[Process, Run]]:
@@ -96,7 +96,10 @@ def found(pair_directory: Path) -> Iterator[tuple[Process, Run]]:
         except (OSError, ValueError, TypeError):
             continue
         if started(identity.pid) == identity.started:
-            yield Process(identity.pid, pidfd, child=False), Run(note.parent.name, Role.PRIMARY)
+            yield (
+                Process(identity.pid, pidfd, whose="somebody else started it"),
+                Run(note.parent.name, Role.PRIMARY),
+            )
         else:
             os.close(pidfd)
 

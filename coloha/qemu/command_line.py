@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from coloha.config.checkpoint import Checkpoint
 from coloha.config.disk import Disk
-from coloha.config.model import Checkpoint, Vm
+from coloha.config.model import Vm
 from coloha.config.nic import Nic
 from coloha.core.events import Role, Run
 from coloha.qemu import compare

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from coloha.adapters import network
 from coloha.errors import LaunchError
 
 _NOT_FOR_CHILDREN = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID")
@@ -32,10 +33,11 @@ class Process:
     the rest.
     """
 
-    def __init__(self, pid: int, pidfd: int, *, child: bool) -> None:
+    def __init__(self, pid: int, pidfd: int, *, whose: str | None = None) -> None:
+        """:param whose: why its exit status cannot be known; None if it is this process's child."""
         self.pid = pid
         self._pidfd = pidfd
-        self._child = child
+        self._whose = whose
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threads: list[int] = []
         self._look: asyncio.TimerHandle | None = None
@@ -98,8 +100,8 @@ class Process:
             on_gone()
 
     def _status(self) -> str:
-        if not self._child:
-            return "exit status unknown (it was started by an earlier daemon)"
+        if self._whose is not None:
+            return f"exit status unknown ({self._whose})"
         try:
             result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED)
         except ChildProcessError:  # the kernel collects it where SIGCHLD is ignored
@@ -142,13 +144,15 @@ def _dying(pid: int) -> bool:
 
 
 class Launcher(Protocol):
-    """How QEMU processes come to be and are found again."""
+    """How QEMUs come to be and are found again."""
 
-    def start(self, argv: Sequence[str], stderr: Path, descriptor: int | None = None) -> Process:
-        """Start a process; what it writes to stdout and stderr is appended to `stderr`. It gets
-        `descriptor` as its descriptor 3.
+    async def launch(
+        self, pair: str, argv: Sequence[str], stderr: Path, taps: Sequence[tuple[str, str]]
+    ) -> Process:
+        """Start a pair's QEMU; what it writes to stdout and stderr is appended to `stderr`.
 
-        :raises LaunchError: if it cannot be started.
+        :param taps: those to be made for it, each with its bridge.
+        :raises LaunchError: if it cannot be started. Then, or if cancelled, it does not run.
         """
         ...
 
@@ -160,8 +164,20 @@ class Launcher(Protocol):
 class ChildLauncher:
     """Starts QEMU as a child in a session of its own: it lives on when the daemon dies."""
 
+    async def launch(
+        self, pair: str, argv: Sequence[str], stderr: Path, taps: Sequence[tuple[str, str]]
+    ) -> Process:
+        """See `Launcher.launch`."""
+        del pair
+        await network.make_taps(taps)
+        return self.start(argv, stderr)
+
     def start(self, argv: Sequence[str], stderr: Path, descriptor: int | None = None) -> Process:
-        """See `Launcher.start`."""
+        """Start a process; what it writes to stdout and stderr is appended to `stderr`. It gets
+        `descriptor` as its descriptor 3.
+
+        :raises LaunchError: if it cannot be started.
+        """
         environment = {k: v for k, v in os.environ.items() if k not in _NOT_FOR_CHILDREN}
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         try:
@@ -183,25 +199,31 @@ class ChildLauncher:
         with contextlib.suppress(OSError):
             # The daemon's own protection from the OOM killer is not for QEMU, which is the biggest.
             Path(f"/proc/{pid}/oom_score_adj").write_text("0")
-        return Process(pid, os.pidfd_open(pid), child=True)
+        return Process(pid, os.pidfd_open(pid))
 
     def find(self, prefix: str) -> list[tuple[Process, list[str]]]:
         """See `Launcher.find`."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdecimal():
-                continue
-            argv = _command_line(entry)
-            if not any(argument.startswith(prefix) for argument in argv):
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                pidfd = os.pidfd_open(int(entry.name))
-                # The number may have gone to another process before it was pinned down.
-                if _command_line(entry) == argv:
-                    found.append((Process(int(entry.name), pidfd, child=False), argv))
-                else:
-                    os.close(pidfd)
-        return found
+        return find(prefix)
+
+
+def find(prefix: str) -> list[tuple[Process, list[str]]]:
+    """Return the live processes with an argument that starts so, and their arguments."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdecimal():
+            continue
+        argv = _command_line(entry)
+        if not any(argument.startswith(prefix) for argument in argv):
+            continue
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(int(entry.name))
+            # The number may have gone to another process before it was pinned down.
+            if _command_line(entry) == argv:
+                whose = "it was started by an earlier daemon"
+                found.append((Process(int(entry.name), pidfd, whose=whose), argv))
+            else:
+                os.close(pidfd)
+    return found
 
 
 def _command_line(entry: Path) -> list[str]:

@@ -37,6 +37,7 @@ from coloha.core.events import (
 )
 from coloha.core.wire import Link
 from coloha.errors import ConfigError, OrderError, StartError
+from coloha.runtime.attest import attest
 from coloha.runtime.metrics import Metrics, Totals
 from coloha.runtime.occurrences import Occurrence, Occurrences
 from coloha.runtime.pair import PairRuntime, Services
@@ -125,6 +126,7 @@ class Daemon:
         self._occurrences.add("-", "daemon-started", Severity.INFO, f"coloha {__version__}", 0)
         await self._watchman.start()
         pumps = [asyncio.create_task(pair.run(), name=pair.name) for pair in self._pairs.values()]
+        pumps.append(asyncio.create_task(attest(self._manager, self._pairs.values)))
         self._manager.ready(self._told())
         try:
             await self._stopping.wait()

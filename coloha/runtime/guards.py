@@ -10,7 +10,7 @@ from coloha.core.events import Failure
 from coloha.errors import LaunchError
 from coloha.qemu.command_line import Files
 from coloha.qemu.guard import is_guarded, started
-from coloha.qemu.process import Launcher, Process
+from coloha.qemu.process import ChildLauncher, Process
 from coloha.qemu.steps import ScriptError
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ TEND_S = 1.0
 class Guard:
     """One run's guard. It lives as long as QEMU does, over restarts of the daemon."""
 
-    def __init__(self, files: Files, pid: int, after_s: float, launcher: Launcher) -> None:
+    def __init__(self, files: Files, pid: int, after_s: float, launcher: ChildLauncher) -> None:
         """:param after_s: how long output may be held with nobody looking, seconds."""
         self._files = files
         self._pid = pid

@@ -37,6 +37,7 @@ from coloha.errors import (
 from coloha.qemu import command_line, versions
 from coloha.qemu.process import ChildLauncher, Launcher, Process
 from coloha.qemu.steps import ScriptError
+from coloha.qemu.unit import UnitLauncher
 from coloha.qemu.vm import Vm
 from coloha.runtime.compared import Streams
 from coloha.runtime.guards import Guard
@@ -72,7 +73,6 @@ class Keeper:
         peer: str,
         post: Callable[[Event], None],
         fail: Callable[[Exception], None],
-        launcher: Launcher | None = None,
         watchman: Watchman | None = None,
     ) -> None:
         """`fail` is called with an error that nobody foresaw: an outcome will be missing."""
@@ -83,10 +83,10 @@ class Keeper:
         self._peer = peer
         self._post = post
         self._fail = fail
-        self._launcher = launcher or ChildLauncher()
-        self._origin = Origin(config, host, self._launcher)
+        self._children = ChildLauncher()
+        self._origin = Origin(config, host, self._launcher())
         self._traits = versions.Traits(config.vm.machine, config.vm.accelerator)
-        self._links = Links(config, host, key, peer, self._launcher)
+        self._links = Links(config, host, key, peer, self._children)
         self.storage = Storage(config, host, peer, self._links)
         self._streams = Streams(config, self._links)
         self.vm: Vm | None = None
@@ -101,6 +101,11 @@ class Keeper:
         self._tasks: set[asyncio.Task[None]] = set()
 
     # The process
+
+    def _launcher(self) -> Launcher:
+        if self._host.launcher == "systemd":
+            return UnitLauncher(self._host.runtime_directory)
+        return self._children
 
     def find(self) -> Run | None:
         """Look for a QEMU of this pair that an earlier daemon started, and watch it.
@@ -125,7 +130,7 @@ class Keeper:
         if self._guard is not None:
             self._guard.close()
         after_s = self._config.recovery.orphan_after
-        self._guard = Guard(vm.files, process.pid, after_s, self._launcher)
+        self._guard = Guard(vm.files, process.pid, after_s, self._children)
 
     def tend(self, now: float) -> None:
         """Say that the pump goes on: QEMU is looked after."""
@@ -171,9 +176,9 @@ class Keeper:
         try:
             await self._last_one_dead()
             vm = self.vm = self._make(run)
-            await self._origin.prepare(run, vm.files)
+            self._origin.prepare(run, vm.files)
             await self.storage.prepare(run, self._wanted_sizes(run))
-            self._hold(vm, self._origin.start(run, vm.files))
+            self._hold(vm, await self._origin.start(run, vm.files))
             await vm.connect()
             await self._origin.look(vm)
         except (LaunchError, OSError) as error:
@@ -222,9 +227,11 @@ class Keeper:
         """SIGKILL the QEMU of `run`. Its death posts `QemuExited`."""
         waiting = self.vm is None or self.vm.run != run or self.vm.pid is None
         if self._launching is not None and waiting:
-            self._launching.cancel()  # not even started
-            self._launching = None
-            self._post(QemuExited(run, "it was not yet started"))
+            launching, self._launching = self._launching, None
+            # What was about to start it has taken that back by then.
+            ended = QemuExited(run, "it was not yet started")
+            launching.add_done_callback(lambda _: self._post(ended))
+            launching.cancel()
         elif self.vm is not None and self.vm.run == run and self.vm.pid is not None:
             if self._launching is not None:
                 self._launching.cancel()

@@ -13,7 +13,7 @@ from coloha.adapters.channel import Offer, Request, invite, tune
 from coloha.config.model import HostConfig, PairConfig
 from coloha.core.events import Failure
 from coloha.errors import AuthenticationError, ChannelError
-from coloha.qemu.process import Launcher, Process
+from coloha.qemu.process import ChildLauncher, Process
 from coloha.qemu.steps import ScriptError
 
 CONNECT_S = 10.0
@@ -24,7 +24,7 @@ class Links:
     """See the module."""
 
     def __init__(
-        self, config: PairConfig, host: HostConfig, key: bytes, peer: str, launcher: Launcher
+        self, config: PairConfig, host: HostConfig, key: bytes, peer: str, launcher: ChildLauncher
     ) -> None:
         self._config = config
         self._host = host

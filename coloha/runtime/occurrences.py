@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from coloha.adapters.journal import message_id
 from coloha.core.actions import Severity
 
 log = logging.getLogger("coloha.events")
@@ -72,7 +73,16 @@ class Occurrences:
         occurrence = Occurrence(
             self._number, at, time.monotonic(), self._node, pair, kind, severity, generation, text
         )
-        log.log(_LEVELS[severity], "%s: %s: %s", pair, kind, text)
+        fields = {
+            "MESSAGE_ID": message_id(kind),
+            "COLOHA_NUMBER": str(self._number),
+            "COLOHA_NODE": self._node,
+            "COLOHA_PAIR": pair,
+            "COLOHA_KIND": kind,
+            "COLOHA_GENERATION": str(generation),
+        }
+        extra = {"fields": fields}
+        log.log(_LEVELS[severity], "%s: %s: %s", pair, kind, text, extra=extra)
         self._kept.append(occurrence)
         for queue in self._listeners:
             if queue.full():

@@ -23,6 +23,7 @@ class Origin:
         self._host = host
         self._launcher = launcher
         self._directory = host.runtime_directory / config.name
+        self._taps: list[tuple[str, str]] = []
         wanted = config.vm.attach
         self._attach = wanted if wanted is not None and wanted.node == host.node else None
 
@@ -49,16 +50,18 @@ class Origin:
                 found.append((process, run))
         return found
 
-    async def prepare(self, run: Run, files: Files) -> None:
-        """Make the run's folder, and its taps if they are ours to make; remove old runs' folders.
+    def prepare(self, run: Run, files: Files) -> None:
+        """Make the run's folder, remove those of old runs.
 
-        :raises LaunchError: if a tap cannot be made, or this VM runs here already.
+        :raises LaunchError: if an interface is missing, or this VM runs here already.
         """
         if files.monitors is None:
             self._see_alone(run)
-            await network.prepare(self._config.name, self._config.vm)
+            self._taps = network.wanted(self._config.name, self._config.vm)
         files.directory.mkdir(parents=True, mode=0o700)
-        runs = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime)
+        runs = sorted(
+            filter(Path.is_dir, self._directory.iterdir()), key=lambda path: path.stat().st_mtime
+        )
         for old in runs[:-KEPT_RUNS]:
             _remove(old)
 
@@ -75,7 +78,7 @@ class Origin:
                 else f"somebody else's QEMU (pid {pid}) listens on {self._attach.monitor}"
             )
 
-    def start(self, run: Run, files: Files) -> Process:
+    async def start(self, run: Run, files: Files) -> Process:
         """Start the run's QEMU, or take the one that is there.
 
         :raises LaunchError: if that cannot be.
@@ -87,7 +90,7 @@ class Origin:
         argv = command_line.build(
             self._config.name, self._config.vm, run, files, overlays, compared=compared
         )
-        return self._launcher.start(argv, files.stderr)
+        return await self._launcher.launch(self._config.name, argv, files.stderr, self._taps)
 
     async def look(self, vm: Vm) -> None:
         """See that a QEMU which somebody else started has all that it needs.

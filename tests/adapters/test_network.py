@@ -28,7 +28,7 @@ network.IP_S = float(ip_s)
 vm = Vm(memory="16MiB", nics=nics)
 with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:
     try:
-        runner.run(network.prepare("vm", vm))
+        runner.run(network.make_taps(network.wanted("vm", vm)))
         print("done")
     except LaunchError as error:
         print("LaunchError:", error)

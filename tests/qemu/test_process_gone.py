@@ -149,7 +149,9 @@ def test_a_process_that_nobody_collects(run: Loop, tmp_path: Path, way: str) -> 
     """A zombie is dead: a daemon that is not its parent cannot wait for more."""
 
     async def main(process: Process) -> None:
-        stranger = Process(process.pid, os.pidfd_open(process.pid), child=False)
+        stranger = Process(
+            process.pid, os.pidfd_open(process.pid), whose="somebody else started it"
+        )
         watch = Watch(stranger)
         process.kill()
         await watch.end()
