@@ -25,8 +25,10 @@ check: setup
 	@echo "ruff format --check"; $(PYTHON) -m ruff format --check --quiet
 	@echo "mypy"; $(PYTHON) -m mypy --no-error-summary
 
-test: check
-	@echo "pytest"; $(ISOLATED) -m pytest --numprocesses 2 $(ARGS)
+test:
+	@lab/setup.sh tests
+	@$(MAKE) -s check
+	@echo "pytest"; $(ISOLATED) -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
 
 docs: setup
 	@$(PYTHON) -m coloha.config.reference --write

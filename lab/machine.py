@@ -79,6 +79,11 @@ class Machine:
 
         wait_until(is_up, f"systemd of {self.host.name}", BOOT_S)
 
+    @property
+    def on(self) -> bool:
+        """Whether it has been started."""
+        return self._leader > 0
+
     def boot_log(self) -> str:
         """What the console said."""
         return (self.host.directory / "boot.log").read_text(errors="replace")[-2000:]
@@ -97,6 +102,10 @@ class Machine:
         self.host.power_on()
         self.start()
 
+    def path(self, path: str) -> Path:
+        """A path of the machine as it is seen from here."""
+        return Path(f"/proc/{self._leader}/root{path}")
+
     def run(self, script: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run a script of the shell, as root with a login's environment; the caller judges."""
         pid = self._leader
@@ -104,7 +113,7 @@ class Machine:
         clean = ["env", "-i", "HOME=/root", "TERM=dumb", "LANG=C.UTF-8"]
         path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         return subprocess.run(
-            [*argv, *clean, path, "sh", "-e", "-c", script],
+            [*argv, *clean, path, "sh", "-e", "-c", f"cd\n{script}"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -2,6 +2,9 @@
 # Makes this checkout ready to run: Python environment, QEMU >= 11, etcd, the lab guest. Run it as often as you like:
 # what is there is left alone, what an interrupted run left half-made is made again.
 #
+#   setup.sh          what the demonstration needs
+#   setup.sh tests    and the root of a Debian that boots in a container, for tests of the service; needs root
+#
 # .venv           Python with everything in requirements.txt, and coloha itself
 # .cache          (or $COLOHA_CACHE) QEMU, etcd, the guest, and lab.env, which says where they are
 set -eu
@@ -43,6 +46,8 @@ missing_packages() {
   has unshare || echo util-linux
   has openssl || echo openssl
   has mke2fs || echo e2fsprogs
+  [ "$for_tests" = no ] || has systemd-nspawn || echo systemd-container
+  [ "$for_tests" = no ] || has debootstrap || echo debootstrap
 }
 
 install_packages() {
@@ -177,6 +182,28 @@ make_guest() {
   echo "$wanted" > "$cache/guest/stamp"
 }
 
+make_root() { # takes longest: beside all else
+  wanted=$(digest "$here/make-root.sh" "$here/debian.sh")
+  if [ -e "$cache/root/stamp" ] && [ "$(cat "$cache/root/stamp")" = "$wanted" ]; then
+    return 0
+  fi
+  say "installing a Debian for containers (300 MB)"
+  "$here/make-root.sh" "$cache/root" > "$cache/root.log" 2>&1 || return 1
+  echo "$wanted" > "$cache/root/stamp"
+}
+
+make_wheels() { # what `pip install .` wants, for hosts without a network
+  wanted=$(digest requirements.txt pyproject.toml)
+  if [ -e "$cache/wheels/stamp" ] && [ "$(cat "$cache/wheels/stamp")" = "$wanted" ]; then
+    return 0
+  fi
+  say "fetching wheels"
+  rm -rf "$cache/wheels"
+  logged .venv/bin/python "$here/wheels.py" "$cache/wheels" \
+    || fail "fetching wheels" "See pip's messages above, then run again."
+  echo "$wanted" > "$cache/wheels/stamp"
+}
+
 make_plugin() {
   wanted=$(digest "$here/tcg.c")
   if [ -e "$cache/plugin/stamp" ] && [ "$(cat "$cache/plugin/stamp")" = "$wanted" ]; then
@@ -208,6 +235,11 @@ plugin=$cache/plugin/tcg.so"
   fi
 }
 
+for_tests=no
+[ "${1-}" != tests ] || for_tests=yes
+if [ "$for_tests" = yes ] && [ "$(id -u)" -ne 0 ]; then
+  fail "making the machine ready for tests" "They boot containers: run as root."
+fi
 [ "$(uname -m)" = x86_64 ] || fail "checking the machine" "The lab runs x86-64 guests; this machine is $(uname -m)."
 mkdir -p "${COLOHA_CACHE:-.cache}" || fail "making the cache folder" "Set COLOHA_CACHE to a folder you may write to."
 cache=$(realpath "${COLOHA_CACHE:-.cache}")
@@ -215,6 +247,11 @@ exec 9>> "$cache/setup.lock"
 has flock && flock 9 # one setup at a time
 rm -rf "$cache"/*.new.* # of interrupted runs
 install_packages
+root_made=
+if [ "$for_tests" = yes ]; then
+  make_root &
+  root_made=$!
+fi
 make_environment
 find_qemu
 find_old_qemus
@@ -224,4 +261,8 @@ find_prometheus
 find_mosquitto
 make_guest
 make_plugin
+if [ "$for_tests" = yes ]; then
+  make_wheels
+  wait "$root_made" || { tail -n 25 "$cache/root.log" >&2; fail "installing a Debian" "See above, then run again."; }
+fi
 record

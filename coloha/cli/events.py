@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Print the events."""
-    control_socket = config.load(arguments.config).host.control_socket
+    control_socket = config.control_socket(arguments.config)
     with contextlib.closing(ControlClient(control_socket)) as client:
         answer = client.ask("events", follow=arguments.follow)
         while "end" not in answer:

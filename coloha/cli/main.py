@@ -14,6 +14,7 @@ from coloha.cli import (
     failover,
     pause,
     protect,
+    reload,
     replay,
     resume,
     run,
@@ -39,7 +40,7 @@ _EPILOG = """exit codes:
 
 _VERBS = (
     *(run, check, status, events, start, stop, protect, unprotect),
-    *(switchover, drain, failover, pause, resume, replay, schema, simulate),
+    *(switchover, drain, failover, pause, resume, reload, replay, schema, simulate),
 )
 
 

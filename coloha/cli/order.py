@@ -42,7 +42,7 @@ def request(arguments: argparse.Namespace, verb: str, **more: object) -> Any:
 
     :raises ControlError: with the daemon's reason, if it refuses.
     """
-    control_socket = config.load(arguments.config).host.control_socket
+    control_socket = config.control_socket(arguments.config)
     with contextlib.closing(ControlClient(control_socket)) as client:
         return client.ask(verb, **more)["ok"]
 

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def call(arguments: argparse.Namespace) -> int:
     """Print the status, once or until interrupted."""
-    socket_path = config.load(arguments.config).host.control_socket
+    socket_path = config.control_socket(arguments.config)
     colours = sys.stdout.isatty()
     while True:
         with contextlib.closing(ControlClient(socket_path)) as client:

@@ -7,7 +7,7 @@ from coloha.config.checkpoint import Checkpoint
 from coloha.config.disk import Disk
 from coloha.config.fencing import FenceAgent
 from coloha.config.hook import Hook
-from coloha.config.load import Config, load
+from coloha.config.load import Config, control_socket, load
 from coloha.config.model import (
     Heartbeat,
     HostConfig,
@@ -57,6 +57,7 @@ __all__ = [
     "Watchdog",
     "Witness",
     "changed_settings",
+    "control_socket",
     "format_bytes",
     "format_seconds",
     "live_settings",

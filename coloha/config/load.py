@@ -5,10 +5,11 @@ from pathlib import Path
 
 from coloha.config import rules
 from coloha.config.messages import validate
-from coloha.config.model import HostConfig, PairConfig
+from coloha.config.model import CONTROL_SOCKET, HostConfig, PairConfig
 from coloha.config.rules import ValidHost, ValidPair
 from coloha.config.source import Source, read
 from coloha.errors import ConfigError, Problem
+from coloha.qemu.launch import RUNTIME
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,22 @@ def load(host_file: Path) -> Config:
     if problems or host is None:
         raise ConfigError(problems)
     return Config(host, tuple(sorted((pair.config for pair in pairs), key=lambda pair: pair.name)))
+
+
+def control_socket(host_file: Path) -> Path:
+    """Return where the daemon listens for the command line.
+
+    Whatever else is wrong with the configuration, a daemon that runs can be asked. Raises
+    ConfigError if the file cannot be read, and no daemon listens where it does by default.
+    """
+    source = read(host_file.absolute())
+    default = RUNTIME / CONTROL_SOCKET
+    if source.data is None and not default.exists():
+        raise ConfigError(source.problems)
+    written = (source.data or {}).get("runtime_directory")
+    if isinstance(written, str):
+        return source.file.parent / written / CONTROL_SOCKET
+    return default
 
 
 def _load_pair(file: Path) -> tuple[ValidPair | None, list[Problem]]:

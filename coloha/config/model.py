@@ -53,6 +53,9 @@ from coloha.qemu.launch import RUNTIME
 LONGEST_HEALTHY_PAUSE_S = 0.1
 """How long a healthy daemon may fall silent in seconds: a garbage collection, a busy host."""
 
+CONTROL_SOCKET = "control.sock"
+"""In the runtime folder."""
+
 LONGEST_SOCKET_PATH = 107
 """Bytes that Linux has for the path of a Unix socket."""
 
@@ -145,7 +148,7 @@ class HostConfig(Section):
     @property
     def control_socket(self) -> Path:
         """Where the daemon listens for the command line."""
-        return self.runtime_directory / "control.sock"
+        return self.runtime_directory / CONTROL_SOCKET
 
     @field_validator("metrics")
     @classmethod
@@ -170,7 +173,7 @@ class HostConfig(Section):
     @field_validator("runtime_directory")
     @classmethod
     def _sockets_fit(cls, folder: Path) -> Path:
-        excess = len(os.fsencode(folder / "control.sock")) - LONGEST_SOCKET_PATH
+        excess = len(os.fsencode(folder / CONTROL_SOCKET)) - LONGEST_SOCKET_PATH
         if excess > 0:
             raise ValueError(
                 f"is {excess} bytes too long for the path of a Unix socket in it: shorten it"

@@ -106,6 +106,7 @@ class Daemon:
             {
                 "status": self._status,
                 "events": self._events,
+                "reload": self._reload_now,
                 "start": self._order,
                 "pause": self._order,
                 "resume": self._order,
@@ -281,27 +282,37 @@ class Daemon:
 
     def _reload(self) -> None:
         """Read the configuration again and take over what may change while running."""
-        self._reloading = asyncio.create_task(self._load_again())
 
-    async def _load_again(self) -> None:
+        async def load_again() -> None:
+            with contextlib.suppress(ConfigError):  # it has been told
+                await self._load_again()
+
+        self._reloading = asyncio.create_task(load_again())
+
+    async def _load_again(self) -> list[str]:
+        """Return what was taken over, and what needs a restart.
+
+        :raises ConfigError: if the configuration is refused.
+        """
         self._manager.reloading()
         try:
-            await self._take_over()
+            return await self._take_over()
         finally:
             self._manager.ready(self._told())
 
-    async def _take_over(self) -> None:
+    async def _take_over(self) -> list[str]:
         loop = asyncio.get_running_loop()
         try:
             # A hostile file can take seconds to refuse: not in the event loop.
             new = await loop.run_in_executor(self._loader, config.load, self._host_file)
         except ConfigError as error:
-            self._occurrences.add(
-                "-", "reload-refused", Severity.ERROR, f"nothing was changed: {error}", 0
-            )
-            return
-        for line in _apply(new, self._config, self._pairs):
+            text = f"nothing was changed: {error}"
+            self._occurrences.add("-", "reload-refused", Severity.ERROR, text, 0)
+            raise
+        lines = list(_apply(new, self._config, self._pairs))
+        for line in lines:
             self._occurrences.add("-", "reloaded", Severity.INFO, line, 0)
+        return lines
 
     def _told(self) -> str:
         """Return what `systemctl status` shows."""
@@ -349,6 +360,13 @@ class Daemon:
             yield {"end": True}
         finally:
             self._occurrences.leave(queue)
+
+    async def _reload_now(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
+        del request
+        try:
+            yield {"ok": await self._load_again()}
+        except ConfigError as error:
+            yield {"error": f"nothing was changed: {error}"}
 
     async def _order(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
         try:

@@ -20,13 +20,15 @@ from tests.cli.support import FakeDaemon, configure
 from tests.config.support import PAIR, edit
 
 ORDERS = ("start", "stop", "failover", "switchover", "pause", "resume", "protect", "unprotect")
-VERBS = ("run", "check", "status", "events", "drain", *ORDERS, "schema", "simulate")
+VERBS = ("run", "check", "status", "events", "drain", "reload", *ORDERS, "schema", "simulate")
 ASKING: dict[str, list[str]] = {
-    **{verb: [] for verb in ("status", "events", "drain")},
+    **{verb: [] for verb in ("status", "events", "drain", "reload")},
     **{verb: ["web"] for verb in ORDERS},
 }
 """Verbs that ask the daemon, and what they need to be told."""
 CONFIGURED: dict[str, list[str]] = {**ASKING, "run": [], "check": []}
+LOADING = {"run", "check"}
+"""Verbs that need all of the configuration."""
 
 Captured = pytest.CaptureFixture[str]
 
@@ -100,7 +102,20 @@ def test_the_schema_is_the_one_in_etc(
     assert json.loads(printed) == made()
 
 
-@pytest.mark.parametrize("verb", CONFIGURED)
+@pytest.mark.parametrize("verb", sorted(CONFIGURED.keys() - LOADING))
+def test_a_broken_configuration_keeps_nobody_from_asking_the_daemon(
+    verb: str, tmp_path: Path, capsys: Captured
+) -> None:
+    host_file = configure(tmp_path, edit(PAIR, "memory: 128MiB", "memory: lots"))
+    assert main([verb, "--config", str(host_file), *CONFIGURED[verb]]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("coloha: no daemon answers on ")
+    host_file.write_text("node: [")
+    assert main([verb, "--config", str(host_file), *CONFIGURED[verb]]) == 2
+    assert capsys.readouterr().err.startswith(f"{host_file}:1:")
+
+
+@pytest.mark.parametrize("verb", sorted(LOADING))
 def test_a_broken_configuration_ends_with_2_and_starts_nothing(
     verb: str, tmp_path: Path, capsys: Captured
 ) -> None:

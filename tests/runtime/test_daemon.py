@@ -1,5 +1,6 @@
 """The daemon as it is run: a process, its signals, its sockets, its command line."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -14,7 +15,9 @@ import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from coloha.adapters.control import ControlClient
 from coloha.core.phases import Phase
+from coloha.errors import ControlError
 from coloha.flight.record import files, read
 from coloha.flight.replay import Replay
 from coloha.runtime.recorder import WRITE_EVERY_S
@@ -120,6 +123,22 @@ def test_a_reload_of_a_broken_file_changes_nothing(alpha: Daemon) -> None:
     alpha.pair["heartbeat"]["misses"] = 10
     alpha.write()
     assert alpha.reload() == ["pair vm: checkpoint.period changed"]
+
+
+def test_a_reload_that_is_asked_for_is_answered(alpha: Daemon) -> None:
+    alpha.start()
+    alpha.pair["checkpoint"]["period"] = "125ms"
+    alpha.write()
+    assert alpha.cli("reload", status=0) == "pair vm: checkpoint.period changed\n"
+    alpha.pair["heartbeat"]["misses"] = 1
+    alpha.write()
+    assert "heartbeat.misses" in alpha.cli("reload", status=2)
+    # The daemon itself says so, too: what it reads may be newer.
+    with (
+        contextlib.closing(ControlClient(alpha.control)) as client,
+        pytest.raises(ControlError, match=r"^nothing was changed: .*heartbeat\.misses"),
+    ):
+        client.ask("reload")
 
 
 def test_a_reload_says_what_needs_a_restart(alpha: Daemon) -> None:

@@ -1,0 +1,1 @@
+"""The shipped units, under a real systemd."""
