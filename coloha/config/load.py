@@ -9,7 +9,7 @@ from coloha.config.model import CONTROL_SOCKET, HostConfig, PairConfig
 from coloha.config.rules import ValidHost, ValidPair
 from coloha.config.source import Source, read
 from coloha.errors import ConfigError, Problem
-from coloha.qemu.launch import RUNTIME
+from coloha.places import RUNTIME
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from coloha.config.values import (
 )
 from coloha.config.watchdog import Watchdog
 from coloha.config.witness import Witness
-from coloha.qemu.launch import RUNTIME
+from coloha.places import RUNTIME
 
 LONGEST_HEALTHY_PAUSE_S = 0.1
 """How long a healthy daemon may fall silent in seconds: a garbage collection, a busy host."""

@@ -20,9 +20,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from coloha.places import RUNTIME
 from coloha.qemu.guard import started
 
-RUNTIME = Path("/run/coloha")
 ORDER = "launch"
 TAKEN = "launched."
 """A taken order's name goes on with the process's number and the tick of its start."""

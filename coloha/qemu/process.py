@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from coloha.adapters import network
 from coloha.errors import LaunchError
 
 _NOT_FOR_CHILDREN = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID")
@@ -146,12 +145,17 @@ def _dying(pid: int) -> bool:
 class Launcher(Protocol):
     """How QEMUs come to be and are found again."""
 
+    @property
+    def makes_taps(self) -> bool:
+        """Whether it makes the taps that a QEMU needs; else they must be there before."""
+        ...
+
     async def launch(
         self, pair: str, argv: Sequence[str], stderr: Path, taps: Sequence[tuple[str, str]]
     ) -> Process:
         """Start a pair's QEMU; what it writes to stdout and stderr is appended to `stderr`.
 
-        :param taps: those to be made for it, each with its bridge.
+        :param taps: those that it needs, each with its bridge.
         :raises LaunchError: if it cannot be started. Then, or if cancelled, it does not run.
         """
         ...
@@ -164,12 +168,13 @@ class Launcher(Protocol):
 class ChildLauncher:
     """Starts QEMU as a child in a session of its own: it lives on when the daemon dies."""
 
+    makes_taps = False
+
     async def launch(
         self, pair: str, argv: Sequence[str], stderr: Path, taps: Sequence[tuple[str, str]]
     ) -> Process:
         """See `Launcher.launch`."""
-        del pair
-        await network.make_taps(taps)
+        del pair, taps
         return self.start(argv, stderr)
 
     def start(self, argv: Sequence[str], stderr: Path, descriptor: int | None = None) -> Process:

@@ -27,6 +27,8 @@ def unit_of(pair: str) -> str:
 class UnitLauncher:
     """Has systemd start QEMU as unit `coloha-qemu@PAIR.service` (see `coloha.qemu.launch`)."""
 
+    makes_taps = True
+
     def __init__(self, runtime_directory: Path) -> None:
         self._directory = runtime_directory
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from coloha import __version__, config
 from coloha.adapters.channel import ChannelServer, Offer
-from coloha.adapters.control import ControlServer
+from coloha.adapters.control import ControlServer, Handler
 from coloha.adapters.fence import Fencer
 from coloha.adapters.heartbeat import Heartbeats, Peer
 from coloha.adapters.network import see_own_addresses
@@ -102,20 +102,7 @@ class Daemon:
             self._metrics.expect(pair.name)
             self._pairs[pair.name] = PairRuntime(pair, self._witness(pair), services)
         self._channels = ChannelServer(host.node, key, self._offered)
-        self._control = ControlServer(
-            {
-                "status": self._status,
-                "events": self._events,
-                "reload": self._reload_now,
-                "start": self._order,
-                "pause": self._order,
-                "resume": self._order,
-                "protect": self._order,
-                "unprotect": self._order,
-                "stop": self._order,
-                "failover": self._failover,
-            }
-        )
+        self._control = ControlServer(self._verbs())
         try:
             await self._open()
         except BaseException:
@@ -319,6 +306,17 @@ class Daemon:
         return f"looks after {', '.join(self._pairs) or 'no pair'}"
 
     # Verbs of the control socket
+
+    def _verbs(self) -> dict[str, Handler]:
+        return {
+            "status": self._status,
+            "events": self._events,
+            "reload": self._reload_now,
+            "failover": self._failover,
+            **dict.fromkeys(
+                ("start", "stop", "pause", "resume", "protect", "unprotect"), self._order
+            ),
+        }
 
     def _totals(self) -> Totals:
         return Totals(

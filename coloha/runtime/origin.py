@@ -90,6 +90,8 @@ class Origin:
         argv = command_line.build(
             self._config.name, self._config.vm, run, files, overlays, compared=compared
         )
+        if not self._launcher.makes_taps:
+            await network.make_taps(self._taps)
         return await self._launcher.launch(self._config.name, argv, files.stderr, self._taps)
 
     async def look(self, vm: Vm) -> None:

@@ -11,13 +11,28 @@ from tests.docs.pages import Block, blocks, named, pages
 
 HERE = "tests/docs/test_commands.py::"
 
+TWO_HOSTS = "tests/units/test_two_hosts.py::test_from_nothing_to_a_survived_crash"
+
 RUN = {
-    "(umask 077; openssl rand -hex 32 > /etc/coloha/key)": HERE + "test_the_key_of_the_readme",
-    "mkdir -p /etc/coloha/pairs.d": HERE + "test_the_key_of_the_readme",
+    "(umask 077; openssl rand -hex 32 > /etc/coloha/key)": TWO_HOSTS,
+    **dict.fromkeys(
+        (
+            "apt install python3-venv qemu-system-x86 qemu-utils iproute2 polkitd",
+            "sh systemd/install.sh",
+            "ip link add br0 type bridge",
+            "ip link set eno2 master br0 up",
+            "ip link set br0 up",
+            "mkdir -p /mnt/witness",
+            "install -d -o coloha -g coloha /srv/web",
+            "qemu-img create -f qcow2 /srv/web/disk.qcow2 10G",
+            "chown -R coloha:coloha /srv/web",
+            "systemctl enable --now coloha",
+        ),
+        TWO_HOSTS,
+    ),
     "coloha check": HERE + "test_what_the_command_line_is_asked",
     "coloha events": HERE + "test_what_the_command_line_is_asked",
     "coloha status": HERE + "test_what_the_command_line_is_asked",
-    "coloha status --watch": HERE + "test_what_the_command_line_is_asked",
     "coloha replay /var/lib/coloha/flight/PAIR": HERE + "test_records_are_replayed",
     "coloha replay --from 03:10 --to 03:25 /var/lib/coloha/flight/PAIR": HERE
     + "test_records_are_replayed",
@@ -38,14 +53,9 @@ RUN = {
 }
 """Command: the test that runs it, or as much of it as a test may."""
 
-SYSTEM = "installs into the system"
 NOT_HERE = {
-    "apt install python3-venv qemu-system-x86 iproute2": SYSTEM,
-    "python3 -m venv /opt/coloha": f"{SYSTEM}; make setup does the same in the tree",
-    "/opt/coloha/bin/pip install .": f"{SYSTEM}; make setup does the same in the tree",
-    "ln -s /opt/coloha/bin/coloha /usr/bin/coloha": SYSTEM,
-    "install -m 644 systemd/coloha.service /etc/systemd/system/": SYSTEM,
-    "systemctl enable --now coloha": SYSTEM,
+    "mount -t nfs witness:/srv/witness /mnt/witness": "no NFS; the hosts of tests share a folder",
+    "scp -p /etc/coloha/key beta:/etc/coloha/key": "no ssh between the hosts of tests: copied",
     "docker build -t coloha .": "no container engine; python -m lab.image carries the steps out",
     "docker run": "no container engine; python -m lab.image runs the daemon as this would",
     "docker exec coloha coloha status": "no container engine",

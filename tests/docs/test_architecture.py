@@ -11,7 +11,7 @@ from tests.docs.pages import DOCS, code, rows, section
 
 PAGE = DOCS / "architecture.md"
 PACKAGES = {code(row[0]): row for row in rows(section(PAGE, "Packages"))}
-COMMON = {"ask", "durable", "errors", "__version__"}
+COMMON = {"ask", "durable", "errors", "places", "__version__"}
 """Modules that all may import."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from coloha.cli.main import _parser
-from coloha.config import load, read_key
+from coloha.config import load
 from lab.namespace import CHECKOUT
 from tests.docs import commands
 from tests.docs.pages import README, blocks, named, pages
@@ -108,15 +108,6 @@ def coloha(words: list[str], timeout_s: float = 100) -> subprocess.CompletedProc
     return subprocess.run(
         argv, cwd=CHECKOUT, capture_output=True, text=True, timeout=timeout_s, check=False
     )
-
-
-def test_the_key_of_the_readme(tmp_path: Path) -> None:
-    folder = tmp_path / "coloha"
-    for command in reversed(of("test_the_key_of_the_readme")):
-        typed = command.replace("/etc/coloha", str(folder))
-        subprocess.run(["sh", "-euc", typed], check=True)
-    assert (folder / "pairs.d").is_dir()
-    assert len(read_key(folder / "key")) == 64
 
 
 def test_the_files_of_the_readme_load(tmp_path: Path) -> None:
