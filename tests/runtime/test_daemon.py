@@ -132,7 +132,6 @@ def test_a_reload_that_is_asked_for_is_answered(alpha: Daemon) -> None:
     assert alpha.cli("reload", status=0) == "pair vm: checkpoint.period changed\n"
     alpha.pair["heartbeat"]["misses"] = 1
     alpha.write()
-    assert "heartbeat.misses" in alpha.cli("reload", status=2)
     # The daemon itself says so, too: what it reads may be newer.
     with (
         contextlib.closing(ControlClient(alpha.control)) as client,
