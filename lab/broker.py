@@ -48,7 +48,7 @@ class Message:
 
 
 class Broker:
-    """One broker in `folder`; what listeners subscribed to outlasts its end by `stop`.
+    """One broker in `folder`; what listeners subscribed to outlasts its end.
 
     A context manager that starts it, and ends it and its listeners.
     """
@@ -65,7 +65,8 @@ class Broker:
         access: str | None = None,
         popen: Popen = _popen_here,
     ) -> None:
-        """`users` are let in by their passwords; without them everybody is. `access` is a list
+        """`users` are let in by their passwords, the first is who listens; without them everybody
+        is. `access` is a list
         of Mosquitto's; without one everybody may do everything.
         """
         self.ip, self.port = ip, port
@@ -79,7 +80,8 @@ class Broker:
         folder.mkdir(parents=True, exist_ok=True)
         # user: or it would give up the right to its own files.
         lines = [f"listener {port} {ip}", "user root", "log_type all", "persistence true"]
-        lines.append(f"persistence_location {folder}/")
+        # Once a second: what listeners subscribed to outlasts a SIGKILL.
+        lines += [f"persistence_location {folder}/", "autosave_interval 1"]
         if users is None:
             lines.append("allow_anonymous true")
         else:
@@ -135,6 +137,10 @@ class Broker:
             self.send(number)
             self._process.wait(30)
             self._process = None
+
+    def forget(self) -> None:
+        """Lose what was retained, and who listened; while it does not run."""
+        (self._folder / "mosquitto.db").unlink(missing_ok=True)
 
     def listen(self, topic: str = "#", name: str = "listener") -> "Listener":
         """Return who hears all about a topic from now on, while it lasts."""

@@ -2,8 +2,10 @@
 
 import signal
 import socket
+import time
 from pathlib import Path
 
+from coloha.adapters.mqtt import ANSWER_S
 from lab.broker import Broker, Listener
 from tests.adapters.mqtt_support import PASSWORD, USER, broker, password_file
 from tests.runtime.daemon_support import Daemon
@@ -54,6 +56,17 @@ def test_from_its_start_to_its_end(alpha: Daemon, tmp_path: Path) -> None:
         assert listener.events()[-1]["kind"] == "daemon-stopped"
     assert hooked.read_text().split()[-1] == "daemon-stopped"
     assert {"daemon-started", "mqtt-connected"} < set(hooked.read_text().split())
+
+
+def test_a_broker_that_stands_still_holds_up_no_end(alpha: Daemon, tmp_path: Path) -> None:
+    with broker(tmp_path, users={USER: PASSWORD}) as there:
+        configure(alpha, there, tmp_path / "hooked")
+        alpha.start()
+        alpha.wait(lambda: value(alpha, "coloha_mqtt_connected") == 1, "the connection")
+        there.send(signal.SIGSTOP)
+        began = time.monotonic()
+        assert alpha.stop() == 0
+        assert time.monotonic() - began < ANSWER_S  # the farewell alone would wait so long
 
 
 def test_a_broker_that_says_nothing_holds_up_neither_start_nor_end(alpha: Daemon) -> None:

@@ -95,11 +95,15 @@ def test_a_hook_gets_the_event(tmp_path: Path) -> None:
 
 def test_only_for_what_it_is_for(tmp_path: Path) -> None:
     program = script(tmp_path, 'echo "$COLOHA_KIND" >> log')
-    with acting(page=hook(program, "failover", "halted")) as at_work:
+    counts = script(tmp_path, 'echo "$COLOHA_KIND" >> all', "counts")
+    hooks = {"page": hook(program, "failover", "halted"), "all": hook(counts)}
+    with acting(**hooks) as at_work:
         kinds = ("protected", "promoted", "halted", "hook-failed", "claimed")
         at_work.happen(*(occurrence(n, kind) for n, kind in enumerate(kinds)))
         at_work.wait("ok", 3)
+        at_work.wait("ok", 4, "all")
     assert (tmp_path / "log").read_text().split() == ["promoted", "halted", "claimed"]
+    assert (tmp_path / "all").read_text().split() == [k for k in kinds if k != "hook-failed"]
 
 
 def test_runs_of_one_hook_follow_one_another(tmp_path: Path) -> None:

@@ -169,6 +169,25 @@ def test_a_broker_that_stood_still(there: Broker) -> None:
         assert numbers(listener.events()) == happened
 
 
+def test_what_was_not_acknowledged_is_sent_again(there: Broker) -> None:
+    """The broker dies with an event in its hands, and forgets the states, too."""
+    with telling(there.url) as telling_:
+        telling_.connected()
+        there.send(signal.SIGSTOP)
+        happened = telling_.happen(3)
+        telling_.lost()
+        there.stop(signal.SIGKILL)
+        there.forget()
+        there.start()
+        until(lambda: telling_.teller.sent == len(happened), "the events")
+        log = there.log.rpartition(" running")[2]
+        events = [line for line in log.splitlines() if "'coloha/alpha/events'" in line]
+        assert len([line for line in events if "Received PUBLISH" in line]) == len(happened)
+        late = there.listen(name="late")
+        until(lambda: len(late.messages) == 2, "what stays")
+        assert late.of("/vm/state")[0].json()["phase"] == "protected"
+
+
 def test_a_full_queue_is_counted(there: Broker) -> None:
     there.stop()
     with telling(there.url, queue=10) as telling_:
