@@ -130,14 +130,21 @@ def test_what_the_broker_must_allow(tmp_path: Path) -> None:
 
 
 def test_the_program_does_what_it_says(tmp_path: Path) -> None:
-    page, sendmail = tmp_path / "page", tmp_path / "sendmail"
+    """With a curl that writes down what it is to send: there is no such service."""
+    page, curl = tmp_path / "page", tmp_path / "curl"
     page.write_text(block("sh"))
-    sendmail.write_text(f'#!/bin/sh\necho "to $1" > {tmp_path}/mail; cat >> {tmp_path}/mail\n')
-    for program in (page, sendmail):
+    curl.write_text(f'#!/bin/sh\nfor last; do :; done; echo "$last"; cat > {tmp_path}/sent\n')
+    for program in (page, curl):
         program.chmod(stat.S_IRWXU)
-    told = environment(occurrence(1, "promoted", text="the VM runs on this node now"))
-    path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
-    subprocess.run([page], env={**told, **path}, stdin=subprocess.DEVNULL, timeout=30, check=True)
-    assert (tmp_path / "mail").read_text() == (
-        "to root\nSubject: vm: promoted\n\nalpha: the VM runs on this node now\n"
+    event = occurrence(1, "promoted", text="the VM runs on this node now")
+    done = subprocess.run(
+        [page],
+        env={**environment(event), "PATH": f"{tmp_path}:/usr/bin:/bin"},
+        input=message(event),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
     )
+    assert done.stdout == "https://alerts.example.org/coloha\n"
+    assert (tmp_path / "sent").read_text() == message(event)
