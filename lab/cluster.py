@@ -58,12 +58,14 @@ class Cluster:
         witness: dict[str, Any] | None = None,
         fencing: str = "none",
         agent: Callable[[str], dict[str, Any]] | None = None,
+        settings: dict[str, Any] | None = None,
     ) -> None:
         """`guest_words` go to the guest's kernel command line, `vm` over the pair file's `vm`. The
         guest logs its answers on `disks`; the first host's have a file system, the other's nothing.
 
         `witness` is the pair file's, instead of the hosts' folder. `fencing` is the pair file's as
-        well, and `agent` gives the section of the agent that switches a node's host off.
+        well, and `agent` gives the section of the agent that switches a node's host off. `settings`
+        go over the host files.
         """
         self.topology = topology
         self.timing = timing or Timing()
@@ -74,6 +76,7 @@ class Cluster:
         """What starts each node's daemon as systemd does, if anything; see `manage`."""
         self._witness = witness
         self._fencing, self._agent = fencing, agent
+        self._over = settings or {}
         key = secrets.token_hex(32)
         vm = {**_with_disks(topology, assets, disks), **(vm or {})}
         guest_words = f"{guest_words} logs={disks}" if disks else guest_words
@@ -111,7 +114,7 @@ class Cluster:
         if self._agent is not None:
             peer = self.other(host.name)
             settings["fencing"] = {peer: self._agent(peer)}
-        self.host_file(host.name).write_text(yaml.safe_dump(settings))
+        self.host_file(host.name).write_text(yaml.safe_dump({**settings, **self._over}))
         self._write_pair(host, assets, guest_words, qemu, vm)
 
     def _write_pair(

@@ -46,6 +46,8 @@ RUN = {
     'make chaos ARGS="--seed 7 --faults 100"': HERE + "test_what_make_is_asked_is_understood",
     'make chaos ARGS="--kinds link host-kill two --faults 10"': HERE
     + "test_what_make_is_asked_is_understood",
+    "coloha events --json | tail -n 1 | COLOHA_KIND=test COLOHA_PAIR=web"
+    " /usr/local/bin/page": "tests/docs/test_mqtt.py::test_a_hook_is_tried_by_hand",
     "mosquitto_sub -h broker.example.org -p 8883 --capath /etc/ssl/certs -u watcher"
     " -P \"$PASSWORD\" -v -q 1 -t 'coloha/#'": "tests/docs/test_mqtt.py"
     "::test_the_command_to_look_on",

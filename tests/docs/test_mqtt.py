@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import os
 import re
 import shlex
 import stat
 import subprocess
 from pathlib import Path
+
+import pytest
 
 from coloha.adapters.mqtt import connect
 from coloha.core.kinds import KINDS, EventClass
@@ -14,11 +17,13 @@ from coloha.runtime.hooks import LONGEST_TEXT, SIDE_BY_SIDE, WAITING, environmen
 from coloha.runtime.mqtt import FIRST_WAIT_S, LONGEST_WAIT_S, STATE, message
 from lab.assets import load_assets
 from lab.broker import Broker, Certificates
+from lab.namespace import CHECKOUT
 from tests.adapters.authority import Authority
 from tests.adapters.mqtt_support import PASSWORD, USER, broker, password_file, section
 from tests.config.support import HOST, load_from
 from tests.docs.pages import DOCS, blocks, code, rows
 from tests.docs.pages import section as part
+from tests.runtime.daemon_support import COLOHA, Daemon
 from tests.runtime.tellers_support import occurrence, until
 from tests.runtime.test_metrics import everything
 
@@ -148,3 +153,28 @@ def test_the_program_does_what_it_says(tmp_path: Path) -> None:
     )
     assert done.stdout == "https://alerts.example.org/coloha\n"
     assert (tmp_path / "sent").read_text() == message(event)
+
+
+@pytest.mark.parametrize("daemons", ["uvloop"], indirect=True)
+def test_a_hook_is_tried_by_hand(alpha: Daemon, tmp_path: Path) -> None:
+    (line,) = [each.text for each in blocks(DOCS / "runbook.md") if "tail -n 1 |" in each.text]
+    alpha.start()
+    coloha, page = tmp_path / "coloha", tmp_path / "page"
+    words = " ".join(map(shlex.quote, COLOHA))
+    coloha.write_text(f'#!/bin/sh\nexec {words} "$1" --config {alpha.host_file} "$2"\n')
+    page.write_text("#!/bin/sh\necho $COLOHA_KIND $COLOHA_PAIR; cat\n")
+    for program in (coloha, page):
+        program.chmod(stat.S_IRWXU)
+    assert line.count("/usr/local/bin/page") == 1
+    done = subprocess.run(
+        ["sh", "-c", line.replace("/usr/local/bin/page", str(page))],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    first, event = done.stdout.splitlines()
+    assert first == "test web"
+    assert json.loads(event)["node"] == "alpha"

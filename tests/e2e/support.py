@@ -117,6 +117,7 @@ def scene(
     managed: bool = False,
     shared: bool = False,
     together: bool = False,
+    settings: dict[str, Any] | None = None,
 ) -> Iterator[Scene]:
     """Bring a pair up from nothing until the client is answered.
 
@@ -125,7 +126,7 @@ def scene(
 
     `shared`: there will be other clients. `on_silence` is for a pair without a witness. With
     `fencing` each host has the power switch of the other one. `managed`: the daemons are started by
-    a service manager that keeps their sockets.
+    a service manager that keeps their sockets. `settings` go over the host files.
     """
     with contextlib.ExitStack() as stack:
         topology = stack.enter_context(Topology())
@@ -147,6 +148,7 @@ def scene(
             witness=witness,
             fencing=fencing,
             agent=power.agent if power is not None else None,
+            settings=settings,
         )
         if program is not None:
             cluster.program = program

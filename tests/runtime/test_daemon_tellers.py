@@ -5,12 +5,17 @@ import socket
 import time
 from pathlib import Path
 
+import pytest
+
 from coloha.adapters.mqtt import ANSWER_S
 from lab.broker import Broker, Listener
 from tests.adapters.mqtt_support import PASSWORD, USER, broker, password_file
 from tests.runtime.daemon_support import Daemon
 from tests.runtime.tellers_support import until
 from tests.runtime.test_daemon import scrape
+
+pytestmark = pytest.mark.parametrize("daemons", ["uvloop"], indirect=True)
+"""What tells has a loop of its own, whatever the daemon's is."""
 
 
 def value(alpha: Daemon, name: str) -> float:
