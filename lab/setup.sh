@@ -48,6 +48,7 @@ missing_packages() {
   has mke2fs || echo e2fsprogs
   [ "$for_tests" = no ] || has systemd-nspawn || echo systemd-container
   [ "$for_tests" = no ] || has debootstrap || echo debootstrap
+  [ "$for_tests" = no ] || has chromium || echo chromium
 }
 
 install_packages() {

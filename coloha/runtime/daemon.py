@@ -41,11 +41,13 @@ from coloha.runtime.attest import attest
 from coloha.runtime.metrics import Metrics, Totals
 from coloha.runtime.occurrences import Occurrence, Occurrences
 from coloha.runtime.pair import PairRuntime, Services
+from coloha.runtime.pulse import STUCK_S, Pulse
 from coloha.runtime.recorder import Recorder
 from coloha.runtime.status import as_dict
 from coloha.runtime.store import Store
 from coloha.runtime.tellers import Tellers
 from coloha.runtime.watchman import Watchman
+from coloha.runtime.web import View, Web
 from coloha.runtime.witnesses import open_witness
 
 log = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class Daemon:
         self._peers: dict[str, Peer] = {}
         self._manager = ServiceManager()
         self._stopping = asyncio.Event()
+        self._serving = False
         self._lock: int | None = None
         self._reloading: asyncio.Task[None] | None = None
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="config")
@@ -85,6 +88,8 @@ class Daemon:
         key = read_key(host.key_file)
         self._occurrences = Occurrences(host.node, host.state_directory / "events.jsonl")
         self._metrics = Metrics()
+        self._pulse = Pulse(self._metrics.lag)
+        self._web = Web(self._metrics.app, self._view())
         self._heartbeats = self._make_heartbeats(key)
         self._recorder = Recorder(host.node, host.state_directory / "flight", self._occurrences.add)
         self._watchman = self._make_watchman()
@@ -115,6 +120,8 @@ class Daemon:
         await self._watchman.start()
         pumps = [asyncio.create_task(pair.run(), name=pair.name) for pair in self._pairs.values()]
         pumps.append(asyncio.create_task(attest(self._manager, self._pairs.values)))
+        pumps.append(asyncio.create_task(self._pulse.beat()))
+        self._serving = True
         self._manager.ready(self._told())
         try:
             await self._stopping.wait()
@@ -202,7 +209,7 @@ class Daemon:
                 place = (what.host, what.port)
                 self._metrics.pairs = lambda: [pair.gauges() for pair in self._pairs.values()]
                 self._metrics.totals = self._totals
-                self._metrics.serve(*place, take("metrics", stream, place))
+                self._web.serve(*place, take("metrics", stream, place))
         except OSError as error:
             raise StartError(f"cannot listen on {what}: {error.strerror or error}") from error
         self._manager.settle()
@@ -235,7 +242,7 @@ class Daemon:
             ("heartbeat", self._heartbeats.bound),
             ("channel", self._channels.listener),
             ("control", self._control.listener),
-            ("metrics", self._metrics.listener),
+            ("metrics", self._web.listener),
         ):
             if kept is not None:
                 self._manager.keep(name, kept)
@@ -255,7 +262,7 @@ class Daemon:
         self._heartbeats.stop()
         self._channels.stop()
         self._control.stop()
-        self._metrics.stop()
+        self._web.stop()
         for fencer in self._fencers.values():
             await fencer.close()
         for witness in filter(None, self._witnesses.values()):
@@ -334,17 +341,39 @@ class Daemon:
         now = time.monotonic()
         return [as_dict(pair, now) for pair in self._pairs.values()]
 
+    def _view(self) -> View:
+        """Return what there is to see from outside."""
+        return View(
+            self._shown, self._occurrences.kept, self._metrics.pauses, self._unwell, self._unready
+        )
+
+    def _unwell(self) -> str | None:
+        stuck_s = self._pulse.stuck_s
+        return f"the event loop has been stuck for {stuck_s:.1f} s" if stuck_s > STUCK_S else None
+
+    def _unready(self) -> str | None:
+        if not self._serving or self._stopping.is_set():
+            return f"the daemon is {'stopping' if self._serving else 'starting'}"
+        now = time.monotonic()
+        problems = [
+            f"{pair.name}: {pair.trouble or 'nothing is decided any more'}"
+            for pair in self._pairs.values()
+            if pair.snapshot is None or pair.stuck_s(now) > STUCK_S
+        ]
+        return "\n".join(problems) or None
+
     async def _status(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:
         del request
-        yield {
-            "ok": {
-                "node": self._config.host.node,
-                "version": __version__,
-                "pid": os.getpid(),
-                "uptime_s": round(time.monotonic() - self._started_at, 3),
-                "heartbeats_rejected": dict(self._heartbeats.rejected),
-                "pairs": self._states(),
-            }
+        yield {"ok": self._shown()}
+
+    def _shown(self) -> dict[str, Any]:
+        return {
+            "node": self._config.host.node,
+            "version": __version__,
+            "pid": os.getpid(),
+            "uptime_s": round(time.monotonic() - self._started_at, 3),
+            "heartbeats_rejected": dict(self._heartbeats.rejected),
+            "pairs": self._states(),
         }
 
     async def _events(self, request: Mapping[str, Any]) -> AsyncIterator[Mapping[str, Any]]:

@@ -1,11 +1,9 @@
-"""Prometheus metrics, served by a thread of their own: it answers while the event loop is stuck."""
+"""Prometheus metrics. They are read by the threads of `coloha.runtime.web`."""
 
-import socket
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from socketserver import ThreadingMixIn
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+from wsgiref.types import WSGIApplication
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -16,6 +14,13 @@ from coloha import __version__
 from coloha.core.events import Fenced
 
 PAUSE_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
+
+FAILOVER_BUCKETS_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0)
+
+PAUSES_KEPT = 120
+"""For the status page."""
 
 EXPECTED = ("promoted", "protected", "unprotected", "qemu-exited", "hung", "cold-start", "halted")
 """Kinds of occurrences that are counted from 0 on, for each pair."""
@@ -97,34 +102,51 @@ class Metrics(Collector):
             ["node", "outcome"],
             registry=self._registry,
         )
-        self._server: WSGIServer | None = None
-
-    def serve(self, host: str, port: int, kept: socket.socket | None = None) -> None:
-        """Serve at http://host:port/metrics, with the socket that is `kept` if one is.
-
-        :raises OSError: if the address cannot be bound.
-        """
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = kept or socket.create_server((host, port), family=family)
-        listener.setblocking(True)
-        self._server = _Server(listener)
-        self._server.set_app(make_wsgi_app(self._registry))
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._lag = Histogram(
+            "coloha_loop_lag_seconds",
+            "How late the event loop came to what was due.",
+            buckets=LAG_BUCKETS_S,
+            registry=self._registry,
+        )
+        self._commits = self._durations(
+            "coloha_commit_delay_seconds",
+            "How long the output of an epoch waited for its commit: from the checkpoint's begin to"
+            " the release.",
+            PAUSE_BUCKETS_S,
+        )
+        self._failovers = self._durations(
+            "coloha_failover_seconds",
+            "From the moment that the primary counts as gone to the VM's running on this node.",
+            FAILOVER_BUCKETS_S,
+        )
+        self._heartbeats = self._durations(
+            "coloha_heartbeat_interval_seconds",
+            "Time between two heartbeats of the other node.",
+            PAUSE_BUCKETS_S,
+        )
+        self._scripts = self._durations(
+            "coloha_qmp_seconds",
+            "How long QEMU took over a script of QMP commands.",
+            FAILOVER_BUCKETS_S,
+            "script",
+        )
+        self._last_pauses: dict[str, deque[float]] = {}
 
     @property
-    def listener(self) -> socket.socket | None:
-        """Where it serves."""
-        return self._server.socket if self._server is not None else None
+    def app(self) -> WSGIApplication:
+        """Answers Prometheus."""
+        return make_wsgi_app(self._registry)
 
-    def stop(self) -> None:
-        """Serve no more, soon: the serving thread looks up twice a second only."""
-        if self._server is not None:
-            threading.Thread(target=_shut, args=(self._server,), daemon=True).start()
+    def pauses(self, pair: str) -> list[float]:
+        """Return the pauses of a pair's last checkpoints, seconds, the newest last."""
+        return list(self._last_pauses.get(pair, ()))
 
     def expect(self, pair: str) -> None:
         """Begin to count what alerts ask for: Prometheus sees no increase up to a first sample."""
         for kind in EXPECTED:
             self._occurrences.labels(pair, kind)
+        for histogram in (self._pauses, self._commits, self._failovers, self._heartbeats):
+            histogram.labels(pair)
 
     def expect_fencing(self, node: str) -> None:
         """Likewise, of a node that can be fenced."""
@@ -134,6 +156,32 @@ class Metrics(Collector):
     def pause(self, pair: str, seconds: float) -> None:
         """Note the pause of a committed checkpoint."""
         self._pauses.labels(pair).observe(seconds)
+        self._last_pauses.setdefault(pair, deque(maxlen=PAUSES_KEPT)).append(seconds)
+
+    def commit(self, pair: str, seconds: float) -> None:
+        """Note how long an epoch's output waited."""
+        self._commits.labels(pair).observe(seconds)
+
+    def failover(self, pair: str, seconds: float) -> None:
+        """Note how long a failover took."""
+        self._failovers.labels(pair).observe(seconds)
+
+    def heartbeat(self, pair: str, seconds: float) -> None:
+        """Note the time between two heartbeats."""
+        self._heartbeats.labels(pair).observe(seconds)
+
+    def script(self, pair: str, script: str, seconds: float) -> None:
+        """Note how long a script took."""
+        self._scripts.labels(pair, script).observe(seconds)
+
+    def _durations(
+        self, name: str, text: str, buckets: tuple[float, ...], *labels: str
+    ) -> Histogram:
+        return Histogram(name, text, ["pair", *labels], buckets=buckets, registry=self._registry)
+
+    def lag(self, seconds: float) -> None:
+        """Note how late the event loop was."""
+        self._lag.observe(seconds)
 
     def occurred(self, pair: str, kind: str) -> None:
         """Count an occurrence."""
@@ -152,30 +200,6 @@ class Metrics(Collector):
         yield from _of_daemon(totals)
         yield from _of_tellers(totals)
         yield from _of_pairs(list(self.pairs()))
-
-
-class _Silent(WSGIRequestHandler):
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's
-        """Log nothing."""
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    """A thread for each request, on a socket that listens already."""
-
-    daemon_threads = True
-
-    def __init__(self, listener: socket.socket) -> None:
-        address = listener.getsockname()[:2]
-        super().__init__(address, _Silent, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listener
-        self.server_name, self.server_port = address
-        self.setup_environ()
-
-
-def _shut(server: WSGIServer) -> None:
-    server.shutdown()
-    server.server_close()
 
 
 def _of_daemon(totals: Totals) -> Iterator[Metric]:

@@ -101,6 +101,10 @@ class Occurrences:
         """Return the kept occurrences after `number`."""
         return [occurrence for occurrence in self._kept if occurrence.number > number]
 
+    def kept(self) -> list[Occurrence]:
+        """Return all that are kept. Other threads may ask."""
+        return list(self._kept)
+
     def listen(self) -> asyncio.Queue[Occurrence]:
         """Return a bounded queue that gets every occurrence from now on, until `leave`."""
         queue: asyncio.Queue[Occurrence] = asyncio.Queue(WAITING)

@@ -40,7 +40,6 @@ from coloha.core.actions import (
 )
 from coloha.core.context import Fencing, OnSilence, Settings
 from coloha.core.events import (
-    Committed,
     Event,
     FailoverRequested,
     Fenced,
@@ -52,7 +51,6 @@ from coloha.core.events import (
     PeriodChanged,
     ProtectRequested,
     RecordRead,
-    ScriptDone,
     Started,
     StartRequested,
     StopRequested,
@@ -73,6 +71,7 @@ from coloha.runtime.orders import failover_plan, stop_plan
 from coloha.runtime.quarters import Quarters
 from coloha.runtime.recorder import Recorder
 from coloha.runtime.store import Store
+from coloha.runtime.timings import Timings
 from coloha.runtime.watchman import Watchman
 
 log = logging.getLogger(__name__)
@@ -130,6 +129,7 @@ class PairRuntime:
         self._step_since: float | None = None
         """When the pump took the event that it is at, monotonic seconds."""
         self._quarters = Quarters()
+        self._timings = Timings(self.name, services.metrics)
         self.keeper = Keeper(
             config, services.host, services.key, self.peer, self.post, self.fail,
             watchman=services.watchman,
@@ -327,7 +327,7 @@ class PairRuntime:
                     # by now: time must not run ahead.
                     now = max(now, self._due)
                 actions = flight.step(event, now)
-                self._observe(event)
+                self._timings.seen(event, now)
                 await self._carry_out(actions, machine.snapshot())
                 self.keeper.tend(now)
                 self._tell_progress()
@@ -377,10 +377,6 @@ class PairRuntime:
             task.cancel()
         await self.keeper.let_go()
 
-    def _observe(self, event: Event) -> None:
-        if isinstance(event, ScriptDone) and isinstance(event.result, Committed):
-            self._services.metrics.pause(self.name, event.result.pause_s)
-
     def _tell_progress(self) -> None:
         news = self._quarters.news(self.keeper.vm.progress if self.keeper.vm is not None else None)
         if news is not None:
@@ -409,6 +405,7 @@ class PairRuntime:
             case SwapRecord():
                 self._beside(self._swap_record(action))
             case RunScript():
+                self._timings.started(action, time.monotonic())
                 self.keeper.run_script(action)
             case Launch(run):
                 self.keeper.launch(run)
@@ -425,6 +422,7 @@ class PairRuntime:
             case Beat():
                 self._services.heartbeats.beat(self.peer)
             case Tell(kind, severity, text, generation):
+                self._timings.told(kind, time.monotonic())
                 self._services.metrics.occurred(self.name, kind)
                 self._services.occurrences.add(self.name, kind, severity, text, generation)
 

@@ -4,15 +4,18 @@ import contextlib
 import http.client
 import json
 import re
+import statistics
 import subprocess
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from prometheus_client.parser import text_string_to_metric_families
 
 from lab.assets import load_assets
 from lab.namespace import CHECKOUT, wait_until
@@ -25,6 +28,7 @@ DASHBOARD = json.loads((CHECKOUT / "etc" / "grafana" / "coloha.json").read_text(
 EXAMPLE = CHECKOUT / "etc" / "prometheus" / "prometheus.yml"
 RULES = CHECKOUT / "etc" / "prometheus" / "coloha.rules.yml"
 PORT = 9090
+TURNS, TURN_S = 4, 2.5
 USUALLY_EMPTY = ("coloha_fence_total", "coloha_pair_disk_bytes_left > 0")
 """What a pair tells only once it has fenced, or while it copies disks."""
 
@@ -116,7 +120,76 @@ def test_every_panel_and_every_alert_has_data() -> None:
                 assert answer or query.startswith(USUALLY_EMPTY) or "fence" in query, title
             firing = {each["metric"]["alertname"] for each in ask('ALERTS{alertstate="firing"}')}
             assert firing == {"ColohaFailedOver"}
+        page_says(stage, secondary, "protected", "The last failover", "promoted")
+        page_says(stage, primary, "secondary", "holds a copy that may take over")
+        stage.cluster.stop_daemon(primary)
+        stage.topology.hosts[primary].power_off()
+        stage.cluster.wait("solo", lambda: stage.cluster.in_phase("solo"))
+        page_says(stage, secondary, "NOT PROTECTED", f"{primary} is silent")
         stage.finish()
+
+
+def page_says(stage: Scene, name: str, *words: str) -> None:
+    """See that the status page of a node has these words, and that the node is ready."""
+    host = stage.topology.hosts[name]
+    code, text = host.inside(lambda: _got(f"{host.replication_ip}:9770", "/"), ("net",))
+    assert code == 200
+    for word in words:
+        assert word in text
+    for path, said in (("/-/healthy", "healthy\n"), ("/-/ready", "ready\n")):
+        answer = host.inside(partial(_got, f"{host.replication_ip}:9770", path), ("net",))
+        assert answer == (200, said)
+
+
+def test_scraping_costs_the_epochs_little() -> None:
+    """Turn about with and without twenty scrapes a second: what output waits must stay the same.
+
+    The bound is wide, for the machine is shared; docs/timing.md says what was measured.
+    """
+    with scene() as stage:
+        primary, _ = stage.wait_protected()
+        host = stage.topology.hosts[primary]
+        fetch = partial(_got, f"{host.replication_ip}:9770", "/metrics")
+        means: dict[bool, list[float]] = {False: [], True: []}
+        for turn in range(2 * TURNS):
+            before = _commits(host.inside(fetch, ("net",))[1])
+            end = time.monotonic() + TURN_S
+            while time.monotonic() < end:
+                if turn % 2:
+                    assert host.inside(fetch, ("net",))[0] == 200
+                time.sleep(1 / 20)
+            after = _commits(host.inside(fetch, ("net",))[1])
+            count = after[1] - before[1]
+            assert count > 5
+            means[bool(turn % 2)].append((after[0] - before[0]) / count)
+        ratio = statistics.median(means[True]) / statistics.median(means[False])
+        print(f"commit delay with 20 scrapes a second / without: {ratio:.3f}")
+        print(
+            {scraped: [f"{mean * 1000:.2f} ms" for mean in each] for scraped, each in means.items()}
+        )
+        assert ratio < 2
+        stage.finish()
+
+
+def _commits(text: str) -> tuple[float, float]:
+    """The sum, seconds, and the count of all commit delays."""
+    found = {
+        sample.name.rpartition("_")[2]: sample.value
+        for family in text_string_to_metric_families(text)
+        if family.name == "coloha_commit_delay_seconds"
+        for sample in family.samples
+    }
+    return found["sum"], found["count"]
+
+
+def _got(address: str, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(address, timeout=10)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
 
 
 def _up(ask: Callable[[str], list[Any]]) -> int:

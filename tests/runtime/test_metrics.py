@@ -15,8 +15,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from coloha import __version__
 from coloha.core.phases import Phase
 from coloha.runtime.metrics import Metrics, MqttTotals, PairGauges, Totals
+from coloha.runtime.web import View, Web
 from tests.adapters.support import PATIENCE_S, Runner
 
+VIEW = View(
+    status=lambda: {"node": "alpha", "version": "0", "uptime_s": 1.0, "pairs": []},
+    events=tuple,
+    pauses=lambda _: (),
+    unwell=lambda: None,
+    unready=lambda: None,
+)
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -27,12 +35,13 @@ def gauges(pair: str, **changes: Any) -> PairGauges:
 @contextlib.contextmanager
 def serving(host: str = "127.0.0.1") -> Iterator[tuple[Metrics, int]]:
     metrics = Metrics()
-    metrics.serve(host, 0)
-    assert metrics._server is not None
+    web = Web(metrics.app, VIEW)
+    web.serve(host, 0)
+    assert web.listener is not None
     try:
-        yield metrics, metrics._server.server_port
+        yield metrics, web.listener.getsockname()[1]
     finally:
-        metrics.stop()
+        web.stop()
 
 
 def fetch(port: int, path: str = "/metrics", host: str = "127.0.0.1") -> str:
@@ -116,6 +125,11 @@ def everything() -> str:
             {"mac": 1}, mqtt=MqttTotals(True, 1, 2, 3), hooks={("page", "ok"): 4}
         )
         metrics.pause("vm", 0.1)
+        metrics.commit("vm", 0.1)
+        metrics.failover("vm", 0.1)
+        metrics.heartbeat("vm", 0.1)
+        metrics.script("vm", "epoch", 0.1)
+        metrics.lag(0.001)
         metrics.occurred("vm", "failover")
         metrics.fenced("beta", "confirmed")
         return fetch(port)
@@ -152,11 +166,15 @@ def test_names_and_help_are_as_prometheus_wants_them() -> None:
         "coloha_build_info",
         "coloha_channels_rejected",
         "coloha_checkpoint_pause_seconds",
+        "coloha_commit_delay_seconds",
         "coloha_events_lost",
+        "coloha_failover_seconds",
         "coloha_fence",
+        "coloha_heartbeat_interval_seconds",
         "coloha_heartbeats_rejected",
         "coloha_heartbeats_unsent",
         "coloha_hook_runs",
+        "coloha_loop_lag_seconds",
         "coloha_mqtt_connected",
         "coloha_mqtt_dropped",
         "coloha_mqtt_sent",
@@ -173,6 +191,7 @@ def test_names_and_help_are_as_prometheus_wants_them() -> None:
         "coloha_pair_step_seconds",
         "coloha_pair_session_commits",
         "coloha_pair_witness_reachable",
+        "coloha_qmp_seconds",
         "coloha_pair_paused",
         "coloha_steps_unrecorded",
     }
@@ -216,7 +235,7 @@ def until_free(port: int) -> bool:
     """Whether somebody else can serve there, before long."""
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
-        again = Metrics()
+        again = Web(Metrics().app, VIEW)
         with contextlib.suppress(OSError):
             again.serve("127.0.0.1", port)
             again.stop()
@@ -236,11 +255,11 @@ def test_it_goes_on_after_a_scrape_that_failed() -> None:
 
 def test_an_address_in_use_is_an_error() -> None:
     with serving() as (_, port), pytest.raises(OSError, match="in use"):
-        Metrics().serve("127.0.0.1", port)
+        Web(Metrics().app, VIEW).serve("127.0.0.1", port)
 
 
 def test_stopping_frees_the_port_and_may_be_all_that_is_done() -> None:
-    Metrics().stop()
+    Web(Metrics().app, VIEW).stop()
     with serving() as (_, port):
         pass
     assert until_free(port)
