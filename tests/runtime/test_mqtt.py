@@ -2,6 +2,9 @@
 
 import contextlib
 import signal
+import socket
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -207,6 +210,53 @@ def test_a_full_queue_is_counted(there: Broker) -> None:
         # The listener may have come after the first of them; none came twice, or out of order.
         found = numbers(listener.events())[:-2]
         assert found == kept[len(kept) - len(found) :]
+
+
+@contextlib.contextmanager
+def late(there: Broker, seconds: float) -> Iterator[str]:
+    """The way to a broker on which every answer is late."""
+    ends: list[socket.socket] = []
+
+    def forward(source: socket.socket, sink: socket.socket, delay_s: float) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(4096):
+                time.sleep(delay_s)
+                sink.sendall(piece)
+
+    def serve(listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near = listener.accept()[0]
+                far = socket.create_connection((there.ip, there.port))
+                ends.extend((near, far))
+                for way in ((near, far, 0.0), (far, near, seconds)):
+                    threads.append(threading.Thread(target=forward, args=way))
+                    threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threads = [threading.Thread(target=serve, args=(listener,))]
+        threads[0].start()
+        yield f"mqtt://127.0.0.1:{listener.getsockname()[1]}"
+        for end in (listener, *ends):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()
+        for end in ends:
+            end.close()
+
+
+def test_a_broker_that_is_slow(there: Broker) -> None:
+    """It is not given up, and what it has no time for is dropped and counted."""
+    listener = there.listen()
+    with late(there, 0.3) as url, telling(url, queue=10) as telling_:
+        telling_.connected()
+        happened = telling_.happen(25)
+        until(lambda: len(telling_.told.of("mqtt-dropped")) == 2, "the end of that")
+        assert telling_.told.of("mqtt-lost") == []
+        assert telling_.teller.sent + telling_.teller.dropped == len(happened)
+        until(lambda: len(listener.events()) == telling_.teller.sent, "the events")
+        assert numbers(listener.events()) == happened[: telling_.teller.sent]
 
 
 def test_a_password_that_is_corrected(tmp_path: Path) -> None:
