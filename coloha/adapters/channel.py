@@ -13,6 +13,7 @@ Raw sockets instead of streams: not one byte beyond a frame may be read, for it 
 """
 
 import asyncio
+import contextlib
 import hmac
 import json
 import logging
@@ -112,10 +113,15 @@ class Offer:
 class ChannelServer:
     """Listens for the other nodes' invitations."""
 
-    def __init__(self, me: str, key: bytes, offered: Callable[[Offer], None]) -> None:
-        """Each authenticated invitation is passed to `offered`, which then owns it."""
+    def __init__(
+        self, me: str, key: bytes, offered: Callable[[Offer], None], others: tuple[bytes, ...] = ()
+    ) -> None:
+        """Each authenticated invitation is passed to `offered`, which then owns it.
+
+        :param others: keys that an inviting node may use as well, while keys are changed.
+        """
         self._me = me
-        self._key = key
+        self._keys = (key, *others)
         self._offered = offered
         self.listener: socket.socket | None = None
         self._task: asyncio.Task[None] | None = None
@@ -179,8 +185,7 @@ class ChannelServer:
         await _send(connection, json.dumps({"nonce": challenge.hex()}).encode())
         frame = await _receive(connection)
         content = _content(frame[:-_MAC_BYTES])
-        seal = _Seal(self._key, challenge, bytes.fromhex(str(content.get("nonce"))))
-        seal.check(b"inviting", frame)
+        seal = self._seal(challenge, bytes.fromhex(str(content.get("nonce"))), frame)
         if content.get("to") != self._me:
             raise AuthenticationError(f"the invitation is for {content.get('to')!r}")
         try:
@@ -189,6 +194,19 @@ class ChannelServer:
         except (KeyError, TypeError, ValueError) as error:
             raise ChannelError(f"not an invitation: {error}") from error
         return Offer(request, sender, connection, seal)
+
+    def _seal(self, challenge: bytes, inviting: bytes, frame: bytes) -> "_Seal":
+        """Return the seal, under the key that the inviting node has used.
+
+        :raises AuthenticationError: if that is none of ours.
+        """
+        *others, last = (_Seal(key, challenge, inviting) for key in self._keys)
+        for seal in others:
+            with contextlib.suppress(AuthenticationError):
+                seal.check(b"inviting", frame)
+                return seal
+        last.check(b"inviting", frame)
+        return last
 
 
 async def invite(

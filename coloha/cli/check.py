@@ -12,7 +12,7 @@ from coloha.adapters.fence import Fencer
 from coloha.adapters.network import see_own_addresses
 from coloha.adapters.watchdog import unusable
 from coloha.adapters.witness import WitnessError
-from coloha.cli import exits, tellers
+from coloha.cli import compare, exits, tellers
 from coloha.cli.service import become_daemon, unit_finding, usable_tap
 from coloha.config import Config, PairConfig
 from coloha.errors import FenceError, LaunchError, StartError
@@ -24,23 +24,36 @@ from coloha.runtime.witnesses import open_witness
 
 EXAMPLE = """example:
   coloha check --config /etc/coloha/coloha.yaml
+  ssh beta coloha check --export | coloha check --against -
 
-Run it on both hosts: each must be able to run the secondary.
+Run it on both hosts: each must be able to run the secondary. --against says what differs between
+their pair files.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
-    del parser
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--export", action="store_true", help="print what another host compares with")
+    way.add_argument(
+        "--against",
+        metavar="FILE",
+        help="say what differs from what another host has exported; - reads it from a pipe",
+    )
 
 
 def call(arguments: argparse.Namespace) -> int:
     """Print what was checked, and every problem."""
     loaded = config.load(arguments.config)
     problems = 0
+    other = compare.load(arguments.against) if arguments.against is not None else None
     if loaded.host.launcher == "systemd":
         become_daemon()
-    for name, (good, line) in _all_findings(loaded):
+    if arguments.export:
+        print(compare.export(loaded))
+        return exits.OK
+    findings = compare.differences(loaded, other) if other else _all_findings(loaded)
+    for name, (good, line) in findings:
         print(f"{'ok     ' if good else 'PROBLEM'} {name}: {line}", flush=True)
         problems += not good
     if not loaded.pairs:

@@ -12,6 +12,7 @@ from coloha.cli import (
     events,
     exits,
     failover,
+    keygen,
     pause,
     protect,
     reload,
@@ -40,7 +41,7 @@ _EPILOG = """exit codes:
 
 _VERBS = (
     *(run, check, status, events, start, stop, protect, unprotect),
-    *(switchover, drain, failover, pause, resume, reload, replay, schema, simulate),
+    *(switchover, drain, failover, pause, resume, reload, replay, keygen, schema, simulate),
 )
 
 
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=module.EXAMPLE + "\n" + _EPILOG,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if module not in (replay, schema, simulate):
+        if module not in (replay, keygen, schema, simulate):
             verb.add_argument(
                 "--config",
                 type=Path,

@@ -63,9 +63,21 @@ def call(arguments: argparse.Namespace) -> int:
 def render(status: dict[str, Any], *, colours: bool) -> Iterator[str]:
     """Yield the lines that show a status to people."""
     yield f"node {status['node']}   coloha {status['version']}   up {_time(status['uptime_s'])}"
+    yield from _keys(status.get("keys"))
     for pair in status["pairs"]:
         yield ""
         yield from _pair(pair, colours)
+
+
+def _keys(keys: dict[str, Any] | None) -> Iterator[str]:
+    """Yield what is to be known while keys are changed."""
+    if keys is None:
+        return
+    of_peers = keys["of_peers"].items()
+    if keys["accepted"] or any(name != keys["used"] for _, name in of_peers):
+        accepted = "".join(f", accepts {name}" for name in keys["accepted"])
+        heard = "".join(f"; {peer} uses {name}" for peer, name in of_peers)
+        yield f"keys: this node uses {keys['used']}{accepted}{heard}"
 
 
 def _pair(pair: dict[str, Any], colours: bool) -> Iterator[str]:

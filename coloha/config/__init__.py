@@ -29,7 +29,7 @@ from coloha.config.units import (
     parse_bytes,
     parse_seconds,
 )
-from coloha.config.values import read_key, read_password
+from coloha.config.values import key_name, read_keys, read_password
 from coloha.config.watchdog import Watchdog
 from coloha.config.witness import EtcdWitness, FileWitness, NoWitness, Witness
 
@@ -60,10 +60,11 @@ __all__ = [
     "control_socket",
     "format_bytes",
     "format_seconds",
+    "key_name",
     "live_settings",
     "load",
     "parse_bytes",
     "parse_seconds",
-    "read_key",
+    "read_keys",
     "read_password",
 ]

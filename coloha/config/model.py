@@ -388,7 +388,12 @@ class PairConfig(Section):
         return node
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 in hex over everything that both nodes must agree on.
+        """Return a SHA-256 in hex over what is `shared`."""
+        canonical = json.dumps(self.shared(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def shared(self) -> dict[str, Any]:
+        """Return everything that both nodes must agree on, as in the file, plain.
 
         What each host may have its own way is left out: paths of QEMU and boot files (but not
         which of them there are) and of disk images, who starts it, bridges and taps, how this host
@@ -415,5 +420,4 @@ class PairConfig(Section):
             del nic["bridge"], nic["tap"]
             if nic["output"] == "held":
                 del nic["output"]
-        canonical = json.dumps(shared, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(canonical.encode()).hexdigest()
+        return shared

@@ -5,6 +5,7 @@ to the JSON Schema. Paths are made absolute by the folder of their file, which `
 validation context; without one (models made by hand) they stay as they are and no file is opened.
 """
 
+import hashlib
 import itertools
 import os
 import re
@@ -19,6 +20,7 @@ from coloha.config.units import Address, Kind, shown
 SHORTEST_KEY = 32
 """Fewest bytes of a shared key: as many as HMAC-SHA256 puts out."""
 LONGEST_KEY = 4096
+MOST_KEYS = 3
 LONGEST_PASSWORD = 1024
 
 _NAME = r"[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?"
@@ -237,22 +239,32 @@ def _read_secret(path: Path, longest: int) -> tuple[bytes, list[str]]:
         raise SeveralError(problems) from None
 
 
-def read_key(path: Path) -> bytes:
-    """Return the shared key in `path`, without the white space around it.
+def read_keys(path: Path) -> tuple[bytes, ...]:
+    """Return the shared keys in `path`, one on each line, without the white space around them.
 
-    Raises ValueError that says everything that is wrong with the file and what to do.
+    The first is used; the others are accepted from other nodes, while keys are changed. What is no
+    text is one key. Raises ValueError that says everything that is wrong with the file and what to
+    do.
     """
-    key, problems = _read_secret(path, LONGEST_KEY)
-    if len(key) > LONGEST_KEY:
+    content, problems = _read_secret(path, LONGEST_KEY)
+    keys = tuple(line.strip() for line in content.split(b"\n")) if content.isascii() else (content,)
+    if len(content) > LONGEST_KEY:
         problems.append(f"{path} is larger than {LONGEST_KEY} bytes: this is no key, write one")
-    elif len(key) < SHORTEST_KEY:
+    elif len(keys) > MOST_KEYS:
+        problems.append(f"{path} has {len(keys)} lines, each a key: leave {MOST_KEYS} at most")
+    elif min(map(len, keys)) < SHORTEST_KEY:
         problems.append(
-            f"{path} holds {len(key)} bytes, a key needs at least {SHORTEST_KEY}:"
-            f" write one with openssl rand -hex {SHORTEST_KEY}"
+            f"{path} holds {min(map(len, keys))} bytes{' in a line' if len(keys) > 1 else ''}, a"
+            f" key needs at least {SHORTEST_KEY}: write one with coloha keygen"
         )
     if problems:
         raise SeveralError(problems)
-    return key
+    return keys
+
+
+def key_name(key: bytes) -> str:
+    """Return what a key is called where people see it: it tells nothing of the key."""
+    return hashlib.sha256(b"coloha key " + key).hexdigest()[:8]
 
 
 def read_password(path: Path) -> str:
@@ -276,7 +288,7 @@ def read_password(path: Path) -> str:
 def _key_file(path: Path, info: ValidationInfo) -> Path:
     path = _secret(path, info)
     if info.context:
-        read_key(path)
+        read_keys(path)
     return path
 
 
@@ -389,7 +401,7 @@ DiskImage = Annotated[Path, AfterValidator(_disk_image), Kind("file or block dev
 """A regular file or a block device on this host, an absolute path after validation."""
 
 KeyFile = Annotated[Path, AfterValidator(_key_file), Kind("file")]
-"""A file that `read_key` accepts."""
+"""A file that `read_keys` accepts."""
 
 PasswordFile = Annotated[Path, AfterValidator(_password_file), Kind("file")]
 """A file that `read_password` accepts."""

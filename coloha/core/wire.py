@@ -104,6 +104,10 @@ class Link:
     candidate_highest: int = 0
     candidate_since: int = 0
     """Our own sequence when `candidate` was noticed."""
+    others: tuple[bytes, ...] = ()
+    """Keys that the peer may use as well, while keys are changed."""
+    heard_with: bytes | None = None
+    """The key of the last datagram that was accepted."""
     retired: deque[int] = field(default_factory=lambda: deque(maxlen=1000))
     """Nonces of the peer's earlier lives."""
 
@@ -134,8 +138,7 @@ class Link:
 
         :raises RejectedError: and nothing is to be made of the datagram.
         """
-        header = self._verified(datagram)
-        count, nonce, sequence, answered = header
+        key, count, nonce, sequence, answered = self._verified(datagram)
         if nonce in self.retired or (nonce == self.proven and sequence <= self.highest):
             raise RejectedError(Reject.REPLAY)
         if nonce != self.proven:
@@ -143,6 +146,7 @@ class Link:
         elif self.nonce not in answered:
             raise RejectedError(Reject.UNPROVEN)
         self.highest = sequence
+        self.heard_with = key
         body = datagram[_HEADER.size : -_MAC_BYTES]
         return dict(self._unpack_pair(body, k * _PAIR.size) for k in range(count))
 
@@ -195,9 +199,9 @@ class Link:
         self.retired.append(self.proven)
         self.proven, self.candidate, self.candidate_highest = nonce, 0, 0
 
-    def _verified(self, datagram: bytes) -> tuple[int, int, int, dict[int, int]]:
-        """Return the number of pairs, the sender's nonce and sequence, and what it answers: by
-        nonce of ours, the newest sequence seen.
+    def _verified(self, datagram: bytes) -> tuple[bytes, int, int, int, dict[int, int]]:
+        """Return the key, the number of pairs, the sender's nonce and sequence, and what it
+        answers: by nonce of ours, the newest sequence seen.
 
         :raises RejectedError: if the peer did not make the datagram for this node.
         """
@@ -210,15 +214,17 @@ class Link:
             raise RejectedError(Reject.VERSION)
         if len(datagram) != _HEADER.size + count * _PAIR.size + _MAC_BYTES:
             raise RejectedError(Reject.MALFORMED)
-        if key_id != _key_id(self.key):
+        keys = [key for key in (self.key, *self.others) if _key_id(key) == key_id]
+        if not keys:
             raise RejectedError(Reject.KEY)
         body, mac = datagram[:-_MAC_BYTES], datagram[-_MAC_BYTES:]
-        if not hmac.compare_digest(mac, hmac.digest(self.key, body, "sha256")):
+        good = [k for k in keys if hmac.compare_digest(mac, hmac.digest(k, body, "sha256"))]
+        if not good:
             raise RejectedError(Reject.MAC)
         if sender != name_hash(self.peer) or receiver != name_hash(self.me):
             raise RejectedError(Reject.NAMES)
         nonce, sequence, echo, echo_highest, candidate, candidate_highest = rest
-        return count, nonce, sequence, {candidate: candidate_highest, echo: echo_highest}
+        return good[0], count, nonce, sequence, {candidate: candidate_highest, echo: echo_highest}
 
 
 def _key_id(key: bytes) -> int:

@@ -26,7 +26,7 @@ from coloha.adapters.network import see_own_addresses
 from coloha.adapters.systemd import ServiceManager
 from coloha.adapters.watchdog import Watchdog
 from coloha.adapters.witness import Witness
-from coloha.config import Config, PairConfig, changed_settings, live_settings, read_key
+from coloha.config import Config, PairConfig, changed_settings, key_name, live_settings, read_keys
 from coloha.core.actions import Severity
 from coloha.core.events import (
     FailoverRequested,
@@ -85,12 +85,13 @@ class Daemon:
         """
         host = self._config.host
         self._take(host.runtime_directory)
-        key = read_key(host.key_file)
+        self._keys = read_keys(host.key_file)
+        key, *others = self._keys
         self._occurrences = Occurrences(host.node, host.state_directory / "events.jsonl")
         self._metrics = Metrics()
         self._pulse = Pulse(self._metrics.lag)
         self._web = Web(self._metrics.app, self._view())
-        self._heartbeats = self._make_heartbeats(key)
+        self._heartbeats = self._make_heartbeats()
         self._recorder = Recorder(host.node, host.state_directory / "flight", self._occurrences.add)
         self._watchman = self._make_watchman()
         self._fencers = {
@@ -106,7 +107,7 @@ class Daemon:
         for pair in self._config.pairs:
             self._metrics.expect(pair.name)
             self._pairs[pair.name] = PairRuntime(pair, self._witness(pair), services)
-        self._channels = ChannelServer(host.node, key, self._offered)
+        self._channels = ChannelServer(host.node, key, self._offered, tuple(others))
         self._control = ControlServer(self._verbs())
         try:
             await self._open()
@@ -143,15 +144,15 @@ class Daemon:
         except OSError as error:
             raise StartError(f"{error.filename or directory}: {error.strerror}") from error
 
-    def _make_heartbeats(self, key: bytes) -> Heartbeats:
-        me = self._config.host.node
+    def _make_heartbeats(self) -> Heartbeats:
+        me, (key, *others) = self._config.host.node, self._keys
         by_peer: dict[str, list[PairConfig]] = {}
         for pair in self._config.pairs:
             by_peer.setdefault(self._config.peer_of(pair), []).append(pair)
         for peer, pairs in by_peer.items():
             address = pairs[0].nodes[peer].heartbeat
             self._peers[peer] = Peer(
-                link=Link(me, peer, key, nonce=secrets.randbits(63) + 1),
+                link=Link(me, peer, key, secrets.randbits(63) + 1, others=tuple(others)),
                 address=(address.host, address.port),
                 interval_s=min(pair.heartbeat.interval for pair in pairs),
                 states=_states_of(self._pairs, [pair.name for pair in pairs]),
@@ -373,6 +374,15 @@ class Daemon:
             "pid": os.getpid(),
             "uptime_s": round(time.monotonic() - self._started_at, 3),
             "heartbeats_rejected": dict(self._heartbeats.rejected),
+            "keys": {
+                "used": key_name(self._keys[0]),
+                "accepted": [key_name(key) for key in self._keys[1:]],
+                "of_peers": {
+                    name: key_name(peer.link.heard_with)
+                    for name, peer in self._peers.items()
+                    if peer.link.heard_with is not None
+                },
+            },
             "pairs": self._states(),
         }
 

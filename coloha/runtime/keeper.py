@@ -405,7 +405,7 @@ class Keeper:
         if request.fingerprint != self._config.fingerprint():
             return (
                 f"the files of pair {self._config.name} differ between {self._host.node} and "
-                f"{self._peer}: make them the same (only host paths and interfaces may differ)"
+                f"{self._peer}: make them the same (`coloha check --against` says what differs)"
             )
         needed = SECONDARY_MEMORY_FACTOR * self._config.vm.memory
         available = available_memory_bytes()

@@ -108,10 +108,13 @@ class Node:
 
 @contextlib.asynccontextmanager
 async def listening(
-    me: str = "beta", key: bytes = KEY, host: str = "127.0.0.1"
+    me: str = "beta",
+    key: bytes = KEY,
+    host: str = "127.0.0.1",
+    others: tuple[bytes, ...] = (),
 ) -> AsyncIterator[Node]:
     offers: asyncio.Queue[Offer] = asyncio.Queue()
-    server = ChannelServer(me, key, offers.put_nowait)
+    server = ChannelServer(me, key, offers.put_nowait, others)
     server.start((host, 0))
     assert server.listener is not None
     try:

@@ -63,6 +63,21 @@ def test_nodes_with_different_keys_do_not_meet(run: Runner, wrong: str) -> None:
     run(main())
 
 
+@pytest.mark.parametrize("key", [KEY, OTHER_KEY])
+def test_while_keys_are_changed_either_is_accepted(run: Runner, key: bytes) -> None:
+    """The answer is under the key of the one who asked, who may have no other."""
+
+    async def main() -> None:
+        async with listening(key=OTHER_KEY, others=(b"unused" * 6, KEY)) as node:
+            inviting = asyncio.create_task(begin(node.address, key))
+            await (await node.offer()).admit()
+            await inviting
+            with pytest.raises(ChannelError):
+                await begin(node.address, b"stranger" * 5)
+
+    run(main())
+
+
 @pytest.mark.parametrize("content", [{"ok": True}, {"error": "go away"}])
 def test_an_answer_under_another_key_is_not_believed(
     run: Runner, content: dict[str, object]

@@ -1,7 +1,9 @@
 """The heartbeat datagram: what is accepted, and what no attacker can make of what was sent."""
 
+import contextlib
 import dataclasses
 import hmac
+import itertools
 import struct
 from itertools import count
 
@@ -337,3 +339,38 @@ TestNetwork = Network.TestCase
 TestNetwork.settings = settings(
     max_examples=150, stateful_step_count=40, deadline=None, derandomize=True
 )
+
+
+def test_keys_are_changed_step_by_step() -> None:
+    """Each step is taken by one end before the other, in either order."""
+    steps = ((KEY, ()), (KEY, (OTHER_KEY,)), (OTHER_KEY, (KEY,)), (OTHER_KEY, ()))
+    alpha, beta = links()
+    for before, after in itertools.pairwise(steps):
+        for first, second in ((alpha, beta), (beta, alpha)):
+            for end, (key, others) in ((first, after), (second, before)):
+                end.key, end.others = key, others
+            for _ in range(3):
+                for sender, receiver in ((first, second), (second, first)):
+                    with contextlib.suppress(RejectedError):
+                        receiver.unpack(sender.pack({}))
+            assert first.unpack(second.pack({})) == second.unpack(first.pack({})) == {}
+            assert first.heard_with == second.key
+            assert second.heard_with == first.key
+    alpha.key, alpha.others = beta.key, beta.others = OTHER_KEY, ()
+    dropped = Link("alpha", "beta", KEY, nonce=1001, sequence=10**6).pack({})
+    assert rejection(beta, dropped) in (Reject.KEY, Reject.MAC)
+
+
+def test_what_was_said_under_the_old_key_is_not_heard_again() -> None:
+    alpha, beta = links()
+    beta.others = alpha.others = (OTHER_KEY,)
+    for _ in range(3):
+        for sender, receiver in ((alpha, beta), (beta, alpha)):
+            old = sender.pack({})
+            with contextlib.suppress(RejectedError):
+                receiver.unpack(old)
+    old = alpha.pack({})
+    beta.unpack(old)
+    alpha.key, alpha.others = OTHER_KEY, (KEY,)
+    beta.unpack(alpha.pack({}))
+    assert rejection(beta, old) is Reject.REPLAY

@@ -14,13 +14,24 @@ from coloha import __version__
 from coloha.cli import main as main_module
 from coloha.cli import start
 from coloha.cli.main import main
-from coloha.config import schema
+from coloha.config import key_name, read_keys, schema
 from lab.namespace import CHECKOUT
 from tests.cli.support import FakeDaemon, configure
 from tests.config.support import PAIR, edit
 
 ORDERS = ("start", "stop", "failover", "switchover", "pause", "resume", "protect", "unprotect")
-VERBS = ("run", "check", "status", "events", "drain", "reload", *ORDERS, "schema", "simulate")
+VERBS = (
+    "run",
+    "check",
+    "status",
+    "events",
+    "drain",
+    "reload",
+    *ORDERS,
+    "keygen",
+    "schema",
+    "simulate",
+)
 ASKING: dict[str, list[str]] = {
     **{verb: [] for verb in ("status", "events", "drain", "reload")},
     **{verb: ["web"] for verb in ORDERS},
@@ -241,3 +252,36 @@ def test_a_full_disk_is_an_error() -> None:
         _, complaint = process.communicate()
     assert process.returncode not in (0, None)
     assert "No space left on device" in complaint
+
+
+def test_a_key_is_made_and_changed_step_by_step(tmp_path: Path, capsys: Captured) -> None:
+    file = tmp_path / "key"
+    assert main(["keygen", str(file)]) == 0
+    (old,) = read_keys(file)
+    assert f"{key_name(old)} is used" in capsys.readouterr().out
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert main(["keygen", str(file)]) == 1
+    assert "exists: --add" in capsys.readouterr().err
+    assert read_keys(file) == (old,)
+    assert main(["keygen", "--add", str(file)]) == 0
+    _, new = read_keys(file)
+    assert read_keys(file) == (old, new)
+    assert main(["keygen", "--use", str(file)]) == 0
+    assert read_keys(file) == (new, old)
+    assert f"{key_name(new)} is used, {key_name(old)} is accepted" in capsys.readouterr().out
+    assert main(["keygen", "--drop", str(file)]) == 0
+    assert read_keys(file) == (new,)
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_key_that_cannot_be_changed_stays(tmp_path: Path, capsys: Captured) -> None:
+    file = tmp_path / "key"
+    assert main(["keygen", "--add", str(file)]) == 1
+    assert "No such file" in capsys.readouterr().err
+    file.write_text("short")
+    file.chmod(0o600)
+    assert main(["keygen", "--use", str(file)]) == 1
+    assert "holds 5 bytes" in capsys.readouterr().err
+    assert file.read_text() == "short"
+    assert main(["keygen", str(tmp_path / "none" / "key")]) == 1
+    assert "cannot be written" in capsys.readouterr().err

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from coloha.config import key_name, read_keys
+
 from .support import HOST, KEY, check, edit, problems_of, refuse, write
 
 
@@ -25,7 +27,7 @@ def test_key_file_open_and_short(tmp_path: Path) -> None:
     place = "coloha.yaml:5:11: key_file"
     check(
         key_problems(tmp_path, b" " * 40 + b"x" * 31 + b"\n", 0o644),
-        (place, "holds 31 bytes, a key needs at least 32", "openssl rand -hex 32"),
+        (place, "holds 31 bytes, a key needs at least 32", "coloha keygen"),
         (place, "open to others (mode 0644)", "run chmod 600"),
     )
 
@@ -66,3 +68,25 @@ def test_unreadable_key_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         problems_of(host_file),
         ("coloha.yaml:5:11: key_file", "cannot be read (Permission denied)", "user that runs"),
     )
+
+
+def test_several_keys(tmp_path: Path) -> None:
+    one, two = b"1" * 32, b"2" * 64
+    write(tmp_path, {"key": one + b"\n  " + two + b"\n\n"})
+    assert read_keys(tmp_path / "key") == (one, two)
+    assert len({key_name(one), key_name(two)}) == 2
+    place = "coloha.yaml:5:11: key_file"
+    check(
+        key_problems(tmp_path, one + b"\n" + b"3" * 31, 0o600),
+        (place, "holds 31 bytes in a line, a key needs at least 32"),
+    )
+    check(
+        key_problems(tmp_path, b"\n".join([one] * 4), 0o600),
+        (place, "has 4 lines, each a key: leave 3 at most"),
+    )
+
+
+def test_what_is_no_text_is_one_key(tmp_path: Path) -> None:
+    key = b"\xff" * 40 + b"\n" + b"\xfe" * 40
+    write(tmp_path, {"key": key})
+    assert read_keys(tmp_path / "key") == (key,)

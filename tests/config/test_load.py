@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from coloha.config import Address, Checkpoint, Heartbeat, PairConfig, Recovery, load, read_key
+from coloha.config import Address, Checkpoint, Heartbeat, PairConfig, Recovery, load, read_keys
 
 from .support import HOST, KEY, PAIR, edit, load_from, load_pair, pair_named, refuse, write
 
@@ -139,7 +139,7 @@ def test_everything_is_read_only(tmp_path: Path) -> None:
 
 def test_key_is_stripped(tmp_path: Path) -> None:
     config = load_from(tmp_path, {"key": f"\n {KEY}\n"})
-    assert read_key(config.host.key_file) == KEY.strip().encode()
+    assert read_keys(config.host.key_file) == (KEY.strip().encode(),)
 
 
 def test_key_may_be_a_link_to_a_private_file(tmp_path: Path) -> None:

@@ -12,9 +12,19 @@ from tests.docs.pages import Block, blocks, named, pages
 HERE = "tests/docs/test_commands.py::"
 
 TWO_HOSTS = "tests/units/test_two_hosts.py::test_from_nothing_to_a_survived_crash"
+OUTLIVES = "tests/units/test_two_hosts.py::test_the_vm_outlives_what_is_done_to_its_service"
 
 RUN = {
-    "(umask 077; openssl rand -hex 32 > /etc/coloha/key)": TWO_HOSTS,
+    "coloha keygen /etc/coloha/key": TWO_HOSTS,
+    **dict.fromkeys(
+        (
+            "coloha keygen --add /etc/coloha/key",
+            "coloha keygen --use /etc/coloha/key",
+            "coloha keygen --drop /etc/coloha/key",
+            "systemctl restart coloha",
+        ),
+        OUTLIVES,
+    ),
     **dict.fromkeys(
         (
             "apt install python3-venv qemu-system-x86 qemu-utils iproute2 polkitd",

@@ -1,4 +1,4 @@
-"""What the README tells its reader to type."""
+"""What a document tells its reader to type."""
 
 import re
 import textwrap
@@ -6,9 +6,9 @@ import textwrap
 from lab.namespace import CHECKOUT
 
 
-def blocks(section: str) -> list[str]:
+def blocks(section: str, document: str = "README.md") -> list[str]:
     """Return the indented blocks of a section, each without its indentation."""
-    text = (CHECKOUT / "README.md").read_text()
+    text = (CHECKOUT / document).read_text()
     body = re.split(r"^## ", text, flags=re.MULTILINE)
     (chosen,) = (part for part in body if part.startswith(f"{section}\n"))
     found, block = [], []

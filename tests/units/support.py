@@ -45,6 +45,13 @@ class Site:
             return dict(pair)
         return {}
 
+    def daemon_status(self, name: str) -> dict[str, Any]:
+        with self._control(name) as client:
+            return dict(client.ask("status")["ok"])
+
+    def keys(self, name: str) -> dict[str, Any]:
+        return dict(self.daemon_status(name)["keys"])
+
     def events(self, name: str) -> list[dict[str, Any]]:
         with self._control(name) as client:
             answer, events = client.ask("events"), []

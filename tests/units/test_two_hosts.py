@@ -56,6 +56,7 @@ def test_the_vm_outlives_what_is_done_to_its_service(site: Site) -> None:
         daemon_is_killed(site, name)
         daemon_is_restarted(site, name)
         configuration_is_read_again(site, name)
+    key_is_changed(site)
     new_version_is_installed(site)
     events_are_in_the_journal(site)
     assert site.wait_protected() == (primary, secondary)
@@ -125,6 +126,28 @@ def configuration_is_read_again(site: Site, name: str) -> None:
     machine.call("systemctl reload coloha")
     reloaded = [event["text"] for event in site.events(name) if event["kind"] == "reloaded"]
     assert any("period" in text for text in reloaded)
+
+
+def key_is_changed(site: Site) -> None:
+    """As docs/security.md has it: three steps, in each of which the daemons differ for a while."""
+    alpha, beta = site.machines["alpha"], site.machines["beta"]
+    old = site.keys("alpha")["used"]
+    for step in blocks("The key", "docs/security.md"):
+        change, copy, restart = step.splitlines()
+        assert copy.startswith("scp ")
+        alpha.call(change)
+        beta.call("cat > /etc/coloha/key <<'END'\n" + alpha.call("cat /etc/coloha/key"))
+        for machine in (alpha, beta):
+            machine.call(restart)
+            site.wait_protected()
+            site.wait_epochs(site.wait_protected()[0])
+    new = site.keys("alpha")["used"]
+    assert new != old
+    for name, peer in (("alpha", "beta"), ("beta", "alpha")):
+        assert site.keys(name) == {"used": new, "accepted": [], "of_peers": {peer: new}}
+        rejected = site.daemon_status(name)["heartbeats_rejected"]
+        assert not rejected.get("key")
+        assert not rejected.get("mac")
 
 
 def new_version_is_installed(site: Site) -> None:
