@@ -33,6 +33,7 @@ test:
 docs: setup
 	@$(PYTHON) -m coloha.config.reference --write
 	@$(PYTHON) -m lab.diagram --write
+	@$(PYTHON) -m lab.manual --write
 
 clean:
 	@rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

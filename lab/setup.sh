@@ -49,6 +49,8 @@ missing_packages() {
   [ "$for_tests" = no ] || has systemd-nspawn || echo systemd-container
   [ "$for_tests" = no ] || has debootstrap || echo debootstrap
   [ "$for_tests" = no ] || has chromium || echo chromium
+  [ "$for_tests" = no ] || has man || echo man-db
+  [ "$for_tests" = no ] || has zsh || echo zsh
 }
 
 install_packages() {

@@ -21,6 +21,9 @@ install -D -m 644 systemd/coloha.sysusers /etc/sysusers.d/coloha.conf
 install -D -m 644 systemd/coloha.tmpfiles /etc/tmpfiles.d/coloha.conf
 install -D -m 644 systemd/coloha.polkit.rules /etc/polkit-1/rules.d/50-coloha.rules
 install -D -m 644 systemd/coloha.udev.rules /etc/udev/rules.d/60-coloha.rules
+install -D -m 644 etc/man/coloha.1 /usr/local/share/man/man1/coloha.1
+install -D -m 644 etc/completion/coloha.bash /usr/share/bash-completion/completions/coloha
+install -D -m 644 etc/completion/_coloha /usr/local/share/zsh/site-functions/_coloha
 systemd-sysusers coloha.conf
 systemd-tmpfiles --create coloha.conf
 ln -sfn "$home/current/bin/coloha" /usr/bin/coloha

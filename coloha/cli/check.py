@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import itertools
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,7 @@ their pair files.
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for machines")
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--export", action="store_true", help="print what another host compares with")
     way.add_argument(
@@ -52,6 +54,8 @@ def call(arguments: argparse.Namespace) -> int:
     if arguments.export:
         print(compare.export(loaded))
         return exits.OK
+    if arguments.json:
+        return _as_json(compare.differences(loaded, other) if other else _all_findings(loaded))
     findings = compare.differences(loaded, other) if other else _all_findings(loaded)
     for name, (good, line) in findings:
         print(f"{'ok     ' if good else 'PROBLEM'} {name}: {line}", flush=True)
@@ -62,6 +66,13 @@ def call(arguments: argparse.Namespace) -> int:
 
 
 Finding = tuple[bool, str]
+
+
+def _as_json(findings: Iterator[tuple[str, Finding]]) -> int:
+    """Print the findings as one JSON list."""
+    found = [{"about": about, "good": good, "text": text} for about, (good, text) in findings]
+    print(json.dumps(found))
+    return exits.OK if all(finding["good"] for finding in found) else exits.FAILED
 
 
 def _all_findings(loaded: Config) -> Iterator[tuple[str, Finding]]:

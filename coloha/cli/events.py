@@ -30,12 +30,13 @@ def call(arguments: argparse.Namespace) -> int:
         while "end" not in answer:
             event = answer["ok"]
             if arguments.pair in (None, event["pair"]):
-                print(json.dumps(event) if arguments.json else _line(event), flush=True)
+                print(json.dumps(event) if arguments.json else line(event), flush=True)
             answer = client.next(timeout_s=None)
     return exits.OK
 
 
-def _line(event: dict[str, Any]) -> str:
+def line(event: dict[str, Any]) -> str:
+    """Return an event on one line."""
     mark = {"info": " ", "warning": "!", "error": "X"}[event["severity"]]
     return (
         f"{event['at']} {mark} {event['pair']} gen {event['generation']} "

@@ -13,6 +13,7 @@ from coloha.cli import (
     exits,
     failover,
     keygen,
+    logs,
     pause,
     protect,
     reload,
@@ -24,6 +25,7 @@ from coloha.cli import (
     start,
     status,
     stop,
+    support_bundle,
     switchover,
     unprotect,
 )
@@ -31,7 +33,7 @@ from coloha.errors import ColohaError, ConfigError
 
 DEFAULT_CONFIG = Path("/etc/coloha/coloha.yaml")
 
-_EPILOG = """exit codes:
+EXITS = """exit codes:
   0  yes: it was done, all is well
   1  no: a check found a problem, a pair is not protected, the daemon did not answer, a replay
      decides otherwise
@@ -40,28 +42,41 @@ _EPILOG = """exit codes:
 
 
 _VERBS = (
-    *(run, check, status, events, start, stop, protect, unprotect),
-    *(switchover, drain, failover, pause, resume, reload, replay, keygen, schema, simulate),
+    *(run, check, status, events, logs, start, stop, protect, unprotect),
+    *(
+        switchover,
+        drain,
+        failover,
+        pause,
+        resume,
+        reload,
+        replay,
+        support_bundle,
+        keygen,
+        schema,
+        simulate,
+    ),
 )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    whole = argparse.ArgumentParser(
         prog="coloha",
         description="Fault tolerance for QEMU virtual machines: the other half of COLO.",
-        epilog=_EPILOG,
+        epilog=EXITS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"coloha {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    whole.add_argument("--version", action="version", version=f"coloha {__version__}")
+    verbs = whole.add_subparsers(dest="verb", required=True, metavar="VERB")
     for module in _VERBS:
-        name = module.__name__.rpartition(".")[2]
+        name = module.__name__.rpartition(".")[2].replace("_", "-")
         summary = (module.__doc__ or "").split("\n")[0].partition(": ")[2]
         verb = verbs.add_parser(
             name,
             help=summary,
             description=summary,
-            epilog=module.EXAMPLE + "\n" + _EPILOG,
+            epilog=module.EXAMPLE + "\n" + EXITS,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if module not in (replay, keygen, schema, simulate):
@@ -74,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
             )
         module.add_arguments(verb)
         verb.set_defaults(call=module.call)
-    return parser
+    return whole
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -91,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _call(argv: list[str] | None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     try:
         code = arguments.call(arguments)
     except ConfigError as error:

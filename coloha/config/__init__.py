@@ -7,7 +7,7 @@ from coloha.config.checkpoint import Checkpoint
 from coloha.config.disk import Disk
 from coloha.config.fencing import FenceAgent
 from coloha.config.hook import Hook
-from coloha.config.load import Config, control_socket, load
+from coloha.config.load import Config, control_socket, folders, load
 from coloha.config.model import (
     Heartbeat,
     HostConfig,
@@ -58,6 +58,7 @@ __all__ = [
     "Witness",
     "changed_settings",
     "control_socket",
+    "folders",
     "format_bytes",
     "format_seconds",
     "key_name",

@@ -55,13 +55,23 @@ def control_socket(host_file: Path) -> Path:
     ConfigError if the file cannot be read, and no daemon listens where it does by default.
     """
     source = read(host_file.absolute())
-    default = RUNTIME / CONTROL_SOCKET
-    if source.data is None and not default.exists():
+    if source.data is None and not (RUNTIME / CONTROL_SOCKET).exists():
         raise ConfigError(source.problems)
-    written = (source.data or {}).get("runtime_directory")
-    if isinstance(written, str):
-        return source.file.parent / written / CONTROL_SOCKET
-    return default
+    runtime, _ = folders(host_file)
+    return runtime / CONTROL_SOCKET
+
+
+def folders(host_file: Path) -> tuple[Path, Path]:
+    """Return the runtime folder and the state folder, whatever is wrong with the configuration."""
+    source = read(host_file.absolute())
+    runtime, state = (
+        source.file.parent / (written if isinstance(written, str) else default)
+        for written, default in (
+            ((source.data or {}).get(name), str(HostConfig.model_fields[name].default))
+            for name in ("runtime_directory", "state_directory")
+        )
+    )
+    return runtime, state
 
 
 def _load_pair(file: Path) -> tuple[ValidPair | None, list[Problem]]:

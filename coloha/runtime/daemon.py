@@ -305,6 +305,8 @@ class Daemon:
             self._occurrences.add("-", "reload-refused", Severity.ERROR, text, 0)
             raise
         lines = list(_apply(new, self._config, self._pairs))
+        if read_keys(new.host.key_file) != self._keys:
+            lines.append("the keys changed: that needs a restart of the daemon")
         for line in lines:
             self._occurrences.add("-", "reloaded", Severity.INFO, line, 0)
         return lines

@@ -90,3 +90,15 @@ def test_what_is_no_export_is_refused(
 ) -> None:
     assert against(tmp_path, exported, monkeypatch) == 1
     assert "not what coloha check --export prints" in capsys.readouterr().err
+
+
+def test_findings_as_json(
+    tmp_path: Path, export: Export, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO(export()))
+    host_file = configure(tmp_path, PAIR)
+    assert main(["check", "--config", str(host_file), "--against", "-", "--json"]) == 0
+    expected = {"about": "web", "good": True, "text": "the same on beta"}
+    assert json.loads(capsys.readouterr().out) == [expected]
+    assert main(["check", "--config", str(host_file), "--json"]) == 1
+    assert not all(finding["good"] for finding in json.loads(capsys.readouterr().out))

@@ -83,7 +83,7 @@ def test_the_help_of_a_verb_shows_examples_that_work(verb: str, capsys: Captured
     for example in examples:
         words = shlex.split(example.partition("|")[0].partition(">")[0])
         assert words[:2] == ["coloha", verb]
-        parsed = main_module._parser().parse_args(words[1:])
+        parsed = main_module.parser().parse_args(words[1:])
         assert callable(parsed.call)
 
 
@@ -266,11 +266,18 @@ def test_a_key_is_made_and_changed_step_by_step(tmp_path: Path, capsys: Captured
     assert main(["keygen", "--add", str(file)]) == 0
     _, new = read_keys(file)
     assert read_keys(file) == (old, new)
+    assert main(["keygen", "--add", str(file)]) == 1
+    assert main(["keygen", "--drop", str(file)]) == 1, "it would lose the new key"
+    assert read_keys(file) == (old, new)
     assert main(["keygen", "--use", str(file)]) == 0
+    assert read_keys(file) == (new, old)
+    assert main(["keygen", "--use", str(file)]) == 1, "it would go back"
     assert read_keys(file) == (new, old)
     assert f"{key_name(new)} is used, {key_name(old)} is accepted" in capsys.readouterr().out
     assert main(["keygen", "--drop", str(file)]) == 0
     assert read_keys(file) == (new,)
+    assert main(["keygen", "--drop", str(file)]) == 1
+    assert main(["keygen", "--use", str(file)]) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 

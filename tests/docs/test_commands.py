@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from coloha.cli.main import _parser
+from coloha.cli.main import parser
 from coloha.config import load
 from lab.namespace import CHECKOUT
 from tests.docs import commands
@@ -80,13 +80,13 @@ def understood(span: str) -> bool:
     said = io.StringIO()
     with redirect_stderr(said), redirect_stdout(said):
         try:
-            _parser().parse_args(words)
+            parser().parse_args(words)
         except SystemExit as end:
             lacks = ("arguments are required", "expected one argument", "expected at least one")
             if end.code and not any(lack in said.getvalue() for lack in lacks):
                 return False
         with contextlib.suppress(SystemExit):
-            _parser().parse_args([words[0], "--help"])
+            parser().parse_args([words[0], "--help"])
     return all(word in said.getvalue() for word in words if word.startswith("-") and word != "-")
 
 
