@@ -6,12 +6,17 @@ import json
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from coloha import config
 from coloha.adapters.control import ControlClient
 from coloha.cli import exits
+from coloha.errors import ControlError
+from coloha.runtime.page import DOING
 
 EXAMPLE = """examples:
   coloha status
@@ -28,6 +33,8 @@ WEAKER = (
 """What the mode costs, in a sentence; docs/design.md has it all."""
 
 REFRESH_S = 0.5
+KEPT, SHOWN = 200, 8
+"""Events that are kept while somebody looks on, and how many are shown."""
 _CLEAR = "\x1b[H\x1b[J"
 _GREEN, _RED, _BOLD, _PLAIN = "\x1b[32m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
 
@@ -43,22 +50,64 @@ def call(arguments: argparse.Namespace) -> int:
     """Print the status, once or until interrupted."""
     socket_path = config.control_socket(arguments.config)
     colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    news = _News()
     while True:
-        with contextlib.closing(ControlClient(socket_path)) as client:
-            status = client.ask("status")["ok"]
-        if arguments.pair is not None:
-            status["pairs"] = [p for p in status["pairs"] if p["pair"] == arguments.pair]
-            if not status["pairs"]:
-                print(f"coloha: no pair {arguments.pair!r} on this node", file=sys.stderr)
-                return exits.FAILED
-        if arguments.json:
-            print(json.dumps(status), flush=True)
+        try:
+            status = _asked(socket_path, news if arguments.watch else None)
+        except ControlError as error:
+            if not arguments.watch:
+                raise
+            text = str(error)  # it may be restarting
         else:
-            text = "\n".join(render(status, colours=colours))
-            print((_CLEAR if arguments.watch and colours else "") + text, flush=True)
+            if arguments.pair is not None:
+                status["pairs"] = [p for p in status["pairs"] if p["pair"] == arguments.pair]
+                if not status["pairs"]:
+                    print(f"coloha: no pair {arguments.pair!r} on this node", file=sys.stderr)
+                    return exits.FAILED
+            lines = [*render(status, colours=colours), *news.shown(arguments.pair)]
+            text = json.dumps(status) if arguments.json else "\n".join(lines)
+        clear = arguments.watch and sys.stdout.isatty() and not arguments.json
+        print((_CLEAR if clear else "") + text, flush=True)
         if not arguments.watch:
             return exits.OK if all(p.get("protected") for p in status["pairs"]) else exits.FAILED
         time.sleep(REFRESH_S)
+
+
+class _News:
+    """The last events, for who looks on."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self._last: deque[dict[str, Any]] = deque(maxlen=KEPT)
+
+    def add(self, event: dict[str, Any]) -> None:
+        self.number = event["number"]
+        self._last.append(event)
+
+    def shown(self, pair: str | None) -> Iterator[str]:
+        """Yield the last events of a pair, or of all."""
+        chosen = [event for event in self._last if pair in (None, event["pair"])][-SHOWN:]
+        if chosen:
+            yield ""
+        for event in chosen:
+            at = datetime.fromisoformat(event["at"]).strftime("%H:%M:%S")
+            yield f"{at} UTC  {event['pair']}: {event['kind']}: {event['text']}"
+
+
+def _asked(socket_path: Path, news: _News | None) -> dict[str, Any]:
+    """Return the daemon's status; take in what is new.
+
+    :raises ControlError: if no daemon answers.
+    """
+    with contextlib.closing(ControlClient(socket_path)) as client:
+        status: dict[str, Any] = client.ask("status")["ok"]
+    if news is not None:
+        with contextlib.closing(ControlClient(socket_path)) as client:
+            answer = client.ask("events", since=news.number)
+            while "ok" in answer:
+                news.add(answer["ok"])
+                answer = client.next()
+    return status
 
 
 def render(status: dict[str, Any], *, colours: bool) -> Iterator[str]:
@@ -88,6 +137,7 @@ def _pair(pair: dict[str, Any], colours: bool) -> Iterator[str]:
         state = f"{colour}{_BOLD}{state}{_PLAIN}"
     phase = f"{pair.get('role', '?')}, phase {pair['phase']}"
     yield f"{pair['pair']}: {state}   ({phase} for {_time(pair.get('phase_age_s'))})"
+    yield f"  this node     {DOING.get(pair['phase'], '-')}"
     if pair["why_not"]:
         yield f"  why not       {pair['why_not']}"
     if "peer" not in pair:

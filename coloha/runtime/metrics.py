@@ -47,6 +47,8 @@ class PairGauges:
     heartbeat_age_s: float | None = None
     step_s: float = 0.0
     """For how long the pump has been at one step, seconds; infinite if it has failed."""
+    dropped: int = 0
+    """What found no room in its inbox."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +309,14 @@ def _of_pairs(pairs: list[PairGauges]) -> Iterator[Metric]:
     for pair in pairs:
         phase.add_metric([pair.pair, pair.phase], 1)
     yield phase
+    dropped = CounterMetricFamily(
+        "coloha_pair_inbox_dropped",
+        "Heartbeats and events that found no room, since the pair stood still.",
+        labels=["pair"],
+    )
+    for pair in pairs:
+        dropped.add_metric([pair.pair], pair.dropped)
+    yield dropped
     for name, text, read in _OF_PAIRS:
         family = GaugeMetricFamily(f"coloha_pair_{name}", text, labels=["pair"])
         for pair in pairs:

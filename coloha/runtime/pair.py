@@ -266,6 +266,7 @@ class PairRuntime:
             if snapshot.heard_at is None
             else max(0.0, now - snapshot.heard_at),
             step_s=self.stuck_s(now),
+            dropped=self.dropped,
         )
 
     @property

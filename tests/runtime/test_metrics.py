@@ -184,6 +184,7 @@ def test_names_and_help_are_as_prometheus_wants_them() -> None:
         "coloha_pair_disk_bytes_left",
         "coloha_pair_generation",
         "coloha_pair_heartbeat_age_seconds",
+        "coloha_pair_inbox_dropped",
         "coloha_pair_output_held_seconds",
         "coloha_pair_phase",
         "coloha_pair_protected",
