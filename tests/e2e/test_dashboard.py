@@ -28,7 +28,7 @@ DASHBOARD = json.loads((CHECKOUT / "etc" / "grafana" / "coloha.json").read_text(
 EXAMPLE = CHECKOUT / "etc" / "prometheus" / "prometheus.yml"
 RULES = CHECKOUT / "etc" / "prometheus" / "coloha.rules.yml"
 PORT = 9090
-TURNS, TURN_S = 4, 2.5
+TURNS, TURN_S = 3, 2.5
 USUALLY_EMPTY = ("coloha_fence_total", "coloha_pair_disk_bytes_left > 0")
 """What a pair tells only once it has fenced, or while it copies disks."""
 

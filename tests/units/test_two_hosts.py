@@ -11,8 +11,7 @@ from lab.namespace import wait_until
 from tests.units.readme import blocks
 from tests.units.support import INSTALL_S, OFFLINE, Site, install, machines
 
-# One after the other, on the same two hosts.
-pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600), pytest.mark.xdist_group("two hosts")]
+pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 
 QEMU = "coloha-qemu@web.service"
 WATCHDOG = """
