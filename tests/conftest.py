@@ -20,7 +20,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 SEED = int(os.environ.setdefault("COLOHA_SEED", str(secrets.randbelow(1 << 40))))
 """The same in every process of a run: workers inherit it."""
 
-GUESTS = ("tests/e2e/", "tests/lab/test_guest.py")
+GUESTS = ("tests/e2e/", "tests/lab/test_guest.py", "tests/units/test_two_hosts.py")
 """Tests with a Linux guest."""
 
 PATIENT = frozenset({"core", "sim", "config", "flight", "docs", "test_sabotage.py"})

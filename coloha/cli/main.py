@@ -1,34 +1,13 @@
 """`coloha`: parse the command line, run one verb."""
 
 import argparse
+import importlib
 import os
 import sys
 from pathlib import Path
 
 from coloha import __version__
-from coloha.cli import (
-    check,
-    drain,
-    events,
-    exits,
-    failover,
-    keygen,
-    logs,
-    pause,
-    protect,
-    reload,
-    replay,
-    resume,
-    run,
-    schema,
-    simulate,
-    start,
-    status,
-    stop,
-    support_bundle,
-    switchover,
-    unprotect,
-)
+from coloha.cli import exits
 from coloha.errors import ColohaError, ConfigError
 
 DEFAULT_CONFIG = Path("/etc/coloha/coloha.yaml")
@@ -41,26 +20,19 @@ EXITS = """exit codes:
 """
 
 
-_VERBS = (
-    *(run, check, status, events, logs, start, stop, protect, unprotect),
-    *(
-        switchover,
-        drain,
-        failover,
-        pause,
-        resume,
-        reload,
-        replay,
-        support_bundle,
-        keygen,
-        schema,
-        simulate,
-    ),
+VERBS = (
+    *("run", "check", "status", "events", "logs", "start", "stop", "protect", "unprotect"),
+    *("switchover", "drain", "failover", "pause", "resume", "reload", "replay"),
+    *("support-bundle", "keygen", "schema", "simulate"),
 )
+APART = ("replay", "keygen", "schema", "simulate")
+"""Verbs that need no host file."""
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+def parser(only: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of the command line; of the other verbs just the names, if `only` one is
+    asked for: loading all of them takes longer than most have to do.
+    """
     whole = argparse.ArgumentParser(
         prog="coloha",
         description="Fault tolerance for QEMU virtual machines: the other half of COLO.",
@@ -69,8 +41,11 @@ def parser() -> argparse.ArgumentParser:
     )
     whole.add_argument("--version", action="version", version=f"coloha {__version__}")
     verbs = whole.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for module in _VERBS:
-        name = module.__name__.rpartition(".")[2].replace("_", "-")
+    for name in VERBS:
+        if only not in (None, name):
+            verbs.add_parser(name)
+            continue
+        module = importlib.import_module(f"coloha.cli.{name.replace('-', '_')}")
         summary = (module.__doc__ or "").split("\n")[0].partition(": ")[2]
         verb = verbs.add_parser(
             name,
@@ -79,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
             epilog=module.EXAMPLE + "\n" + EXITS,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        if module not in (replay, keygen, schema, simulate):
+        if name not in APART:
             verb.add_argument(
                 "--config",
                 type=Path,
@@ -106,7 +81,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _call(argv: list[str] | None) -> int:
-    arguments = parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    only = words[0] if words and words[0] in VERBS else None
+    arguments = parser(only).parse_args(argv)
     try:
         code = arguments.call(arguments)
     except ConfigError as error:

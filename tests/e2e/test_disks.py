@@ -18,7 +18,7 @@ from tests.e2e.test_guest_life import order
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]
 
-FAILOVERS = int(os.environ.get("COLOHA_DISK_FAILOVERS", "4"))
+FAILOVERS = int(os.environ.get("COLOHA_DISK_FAILOVERS", "3"))
 SEED = 2611
 DISKS = 2
 NICS = [{"mac": f"52:54:00:c0:10:a{number}", "bridge": "br0"} for number in (1, 2)]

@@ -11,7 +11,7 @@ from tests.e2e.support import PATIENT, Scene, scene, wait
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
-RESTARTS = int(os.environ.get("COLOHA_RESTARTS", "9"))
+RESTARTS = int(os.environ.get("COLOHA_RESTARTS", "5"))
 MANAGED_RESTARTS = 6
 
 

@@ -104,7 +104,7 @@ def test_killed_at_any_time() -> None:
     """
     choose = random.Random(0)
     with scene(PATIENT) as stage:
-        for _ in range(16):
+        for _ in range(10):
             victim = choose.choice(list(stage.topology.hosts))
             wait(choose.choice([0.0, 0.05, 0.2, 0.5, 1.5]) * choose.random())
             stage.cluster.kill_daemon(victim)

@@ -25,6 +25,7 @@ raise SystemExit(main(sys.argv[1:]))
 """A daemon whose event loop stands still for 8 s when it is told to; its threads go on."""
 
 
+@pytest.mark.parametrize("daemons", ["uvloop"], indirect=True)
 def test_a_stuck_event_loop_is_told(alpha: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
     def launch() -> subprocess.Popen[str]:
         argv = [sys.executable, "-c", STUCK, "run", "--config", str(alpha.host_file)]

@@ -26,7 +26,7 @@ from coloha.sim.sweep import one_fault, two_faults
 from coloha.sim.world import World
 from tests.sim.switches import Change, Switch, turned_off
 
-FRESH = 5000
+FRESH = 2000
 PARTS = 10
 
 
