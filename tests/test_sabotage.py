@@ -68,16 +68,15 @@ CASES = [
     Sabotage(
         "heartbeats are believed without their MAC",
         "coloha/core/wire.py",
-        '        if not hmac.compare_digest(mac, hmac.digest(self.key, body, "sha256")):\n'
-        "            raise RejectedError(Reject.MAC)\n",
-        "        del mac\n",
+        "        if not good:\n            raise RejectedError(Reject.MAC)\n",
+        "        good = good or keys\n",
         "tests/adapters/test_wire.py",
     ),
     Sabotage(
         "channels are believed without their MAC",
         "coloha/adapters/channel.py",
-        "        if not hmac.compare_digest(mac, self._mac(direction, body)):",
-        "        if not hmac.compare_digest(mac, mac):",
+        "        return hmac.compare_digest(mac, self._mac(direction, body))\n",
+        "        return True\n",
         "tests/adapters/test_channel_hostile.py",
     ),
     Sabotage(
