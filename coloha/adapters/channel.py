@@ -13,7 +13,6 @@ Raw sockets instead of streams: not one byte beyond a frame may be read, for it 
 """
 
 import asyncio
-import contextlib
 import hmac
 import json
 import logging
@@ -40,6 +39,7 @@ MAX_PROBES = 100
 
 _LENGTH = struct.Struct("!I")
 _MAC_BYTES = 32
+_OTHER_KEY = "the other end does not hold the same key"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +200,11 @@ class ChannelServer:
 
         :raises AuthenticationError: if that is none of ours.
         """
-        *others, last = (_Seal(key, challenge, inviting) for key in self._keys)
-        for seal in others:
-            with contextlib.suppress(AuthenticationError):
-                seal.check(b"inviting", frame)
+        for key in self._keys:
+            seal = _Seal(key, challenge, inviting)
+            if seal.fits(b"inviting", frame):
                 return seal
-        last.check(b"inviting", frame)
-        return last
+        raise AuthenticationError(_OTHER_KEY)
 
 
 async def invite(
@@ -271,9 +269,13 @@ class _Seal:
 
     def check(self, direction: bytes, frame: bytes) -> None:
         """Raise `AuthenticationError` unless the frame's MAC is right."""
+        if not self.fits(direction, frame):
+            raise AuthenticationError(_OTHER_KEY)
+
+    def fits(self, direction: bytes, frame: bytes) -> bool:
+        """Return whether the frame's MAC is right."""
         body, mac = frame[:-_MAC_BYTES], frame[-_MAC_BYTES:]
-        if not hmac.compare_digest(mac, self._mac(direction, body)):
-            raise AuthenticationError("the other end does not hold the same key")
+        return hmac.compare_digest(mac, self._mac(direction, body))
 
     def _mac(self, direction: bytes, body: bytes) -> bytes:
         text = b"coloha channel 1 " + direction + self.challenge + self.inviting + body

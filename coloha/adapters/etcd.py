@@ -8,7 +8,6 @@ where that does harm.
 
 import asyncio
 import json
-import os
 import ssl
 from collections import deque
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import aiohttp
 
+from coloha.adapters import tls
 from coloha.adapters.witness import WitnessError
 from coloha.config import EtcdWitness, read_password
 
@@ -278,14 +278,10 @@ class Etcd:
         if config.endpoints[0].startswith("http:"):
             return True
         try:
-            files = [file for file in (config.ca_file, config.cert_file, config.key_file) if file]
+            files = tls.named(config)
             stamps = tuple(file.stat().st_mtime_ns for file in files)
             if self._context is None or self._context_of != stamps:
-                context = ssl.create_default_context(cafile=config.ca_file)
-                if config.cert_file is not None:
-                    # An encrypted key must not make OpenSSL ask at a terminal.
-                    context.load_cert_chain(config.cert_file, config.key_file, lambda: "")
-                self._context, self._context_of = context, stamps
+                self._context, self._context_of = tls.context(config), stamps
         except OSError as error:
             named = " ".join(map(str, files))
             raise _Refused(f"{named}: {_words(error)}: correct the PEM files") from error
@@ -339,13 +335,9 @@ def _why(error: Exception, endpoint: str) -> str:
 
 
 def _words(error: BaseException) -> str:
-    """Return what the system says of an error, without the wrappings of Python."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return error.verify_message
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return str(error.reason).lower().replace("_", " ")
-    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
-        return os.strerror(error.errno)
+    """Return what the system says of an error; what it does not know comes with its type."""
+    if isinstance(error, OSError):
+        return tls.words(error)[:SHOWN_CHARACTERS]
     return f"{type(error).__name__}: {error}".rstrip(": ")[:SHOWN_CHARACTERS]
 
 

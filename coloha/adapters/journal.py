@@ -48,6 +48,8 @@ class JournalHandler(logging.Handler):
                 "CODE_LINE": str(record.lineno),
                 **getattr(record, "fields", {}),
             }
+            if "COLOHA_KIND" in fields:
+                fields["MESSAGE_ID"] = message_id(fields["COLOHA_KIND"])
             self._socket.send(packed(fields))
         except OSError:
             pass  # it does not read, or is gone

@@ -8,7 +8,6 @@ ends by itself; only DNS may take as long as the resolver lets it.
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Coroutine
@@ -18,6 +17,7 @@ from typing import Any
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 
+from coloha.adapters import tls
 from coloha.config import Mqtt, read_password
 from coloha.errors import BrokerError
 
@@ -156,12 +156,11 @@ async def _client(section: Mqtt, client_id: str, will: tuple[str, str] | None) -
     try:
         # A file system may hang, and certificates of a whole host take their time.
         password = await loop.run_in_executor(None, _password, section.password_file)
-        tls = await loop.run_in_executor(None, _tls, section)
+        context = await loop.run_in_executor(None, _tls, section)
     except ValueError as error:
         raise BrokerError(f"mqtt.password_file: {error}") from None
     except OSError as error:
-        files = (section.ca_file, section.cert_file, section.key_file)
-        named = ", ".join(str(file) for file in files if file) or "this host's certificates"
+        named = ", ".join(map(str, tls.named(section))) or "this host's certificates"
         raise BrokerError(f"{named}: {_words(error)}: correct the PEM files") from error
     return _Client(
         section.host,
@@ -174,7 +173,7 @@ async def _client(section: Mqtt, client_id: str, will: tuple[str, str] | None) -
         timeout=ANSWER_S,
         keepalive=int(section.keepalive),
         max_queued_incoming_messages=1,
-        tls_context=tls,
+        tls_context=context,
         clean_session=True,
     )
 
@@ -186,11 +185,8 @@ def _password(file: Path | None) -> str | None:
 def _tls(section: Mqtt) -> ssl.SSLContext | None:
     if not section.tls:
         return None
-    context = ssl.create_default_context(cafile=section.ca_file)
+    context = tls.context(section)
     context.sslsocket_class = _Socket
-    if section.cert_file is not None:
-        # An encrypted key must not make OpenSSL ask at a terminal.
-        context.load_cert_chain(section.cert_file, section.key_file, lambda: "")
     return context
 
 
@@ -224,9 +220,5 @@ def _ended(error: aiomqtt.MqttError) -> str:
 
 
 def _words(error: BaseException) -> str:
-    """Return what the system says of an error, without the wrappings of Python."""
-    if isinstance(error, ssl.SSLError) and error.reason:
-        return str(error.reason).lower().replace("_", " ")
-    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
-        return os.strerror(error.errno)
-    return str(error)[:SHOWN_CHARACTERS] or type(error).__name__
+    """Return what the system says of an error; what says nothing is called by its type."""
+    return tls.words(error)[:SHOWN_CHARACTERS] or type(error).__name__

@@ -16,6 +16,7 @@ from coloha import config
 from coloha.adapters.control import ControlClient
 from coloha.cli import exits
 from coloha.errors import ControlError
+from coloha.flight.words import length
 from coloha.runtime.page import DOING
 
 EXAMPLE = """examples:
@@ -203,10 +204,4 @@ def _heard(age_s: float | None) -> str:
 
 
 def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    if seconds < 1:
-        return f"{seconds * 1000:.1f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min"
+    return "-" if seconds is None else length(seconds)

@@ -78,7 +78,7 @@ def call(arguments: argparse.Namespace) -> int:
             except (OSError, ColohaError, subprocess.SubprocessError) as error:
                 notes.append(f"{path}: not there: {error}")
                 continue
-            _add(bundle, f"{name}/{path}", without(secrets, data[-LONGEST_BYTES:]))
+            _add(bundle, f"{name}/{path}", without(secrets, data)[-LONGEST_BYTES:])
         _add(bundle, f"{name}/README", without(secrets, ("\n".join(notes) + "\n").encode()))
     print(f"{target}: {target.stat().st_size >> 10} KiB; look at it before you give it away")
     return exits.OK

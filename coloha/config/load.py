@@ -57,21 +57,20 @@ def control_socket(host_file: Path) -> Path:
     source = read(host_file.absolute())
     if source.data is None and not (RUNTIME / CONTROL_SOCKET).exists():
         raise ConfigError(source.problems)
-    runtime, _ = folders(host_file)
-    return runtime / CONTROL_SOCKET
+    return _folder(source, "runtime_directory") / CONTROL_SOCKET
 
 
 def folders(host_file: Path) -> tuple[Path, Path]:
     """Return the runtime folder and the state folder, whatever is wrong with the configuration."""
     source = read(host_file.absolute())
-    runtime, state = (
-        source.file.parent / (written if isinstance(written, str) else default)
-        for written, default in (
-            ((source.data or {}).get(name), str(HostConfig.model_fields[name].default))
-            for name in ("runtime_directory", "state_directory")
-        )
-    )
-    return runtime, state
+    return _folder(source, "runtime_directory"), _folder(source, "state_directory")
+
+
+def _folder(source: Source, name: str) -> Path:
+    """Return a folder of the host file, as it is written there, or by default."""
+    written = (source.data or {}).get(name)
+    default = str(HostConfig.model_fields[name].default)
+    return source.file.parent / (written if isinstance(written, str) else default)
 
 
 def _load_pair(file: Path) -> tuple[ValidPair | None, list[Problem]]:
@@ -84,9 +83,7 @@ def _pairs_directory(host: HostConfig | None, source: Source) -> Path:
     """Return where the pair files are; a broken host file does not keep them from being checked."""
     if host is not None:
         return host.pairs_directory
-    written = (source.data or {}).get("pairs_directory")
-    default = str(HostConfig.model_fields["pairs_directory"].default)
-    return source.file.parent / (written if isinstance(written, str) else default)
+    return _folder(source, "pairs_directory")
 
 
 def _pair_files(source: Source, folder: Path) -> tuple[list[Path], list[Problem]]:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 
-from coloha.config.section import Section, missing
+from coloha.config.section import Section, beside
 from coloha.config.units import Kind, Seconds, as_written, seconds_between, shown
 from coloha.config.values import Count, ExistingFile, PasswordFile, PrivateFile, User
 
@@ -160,13 +160,7 @@ class Mqtt(Section):
     @field_validator("password_file")
     @classmethod
     def _of_a_user(cls, file: Path | None, info: ValidationInfo) -> Path | None:
-        # What was given but is wrong is absent from info.data.
-        user = info.data.get("username", "wrong")
-        if file is not None and user is None:
-            raise ValueError("means nothing without username: add mqtt.username or remove this")
-        if file is None and user not in (None, "wrong"):
-            raise missing("username has no password: add password_file, or remove username")
-        return file
+        return beside(file, info, "username", "password")
 
     @field_validator("ca_file", "cert_file")
     @classmethod
@@ -178,9 +172,4 @@ class Mqtt(Section):
     @field_validator("key_file")
     @classmethod
     def _of_a_certificate(cls, file: Path | None, info: ValidationInfo) -> Path | None:
-        certificate = info.data.get("cert_file", "wrong")
-        if file is not None and certificate is None:
-            raise ValueError("means nothing without cert_file: add mqtt.cert_file or remove it")
-        if file is None and certificate not in (None, "wrong"):
-            raise missing("cert_file has no key: add key_file, or remove cert_file")
-        return file
+        return beside(file, info, "cert_file", "key")

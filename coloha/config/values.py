@@ -5,6 +5,7 @@ to the JSON Schema. Paths are made absolute by the folder of their file, which `
 validation context; without one (models made by hand) they stay as they are and no file is opened.
 """
 
+import contextlib
 import hashlib
 import itertools
 import os
@@ -202,8 +203,9 @@ def _secret(path: Path, info: ValidationInfo) -> Path:
     under the file's name (systemd.exec, LoadCredential=).
     """
     credential = Path(os.environ.get("CREDENTIALS_DIRECTORY", ""), path.name)
-    if _is_credential(credential) and credential.is_file():
-        return credential
+    with contextlib.suppress(PermissionError):  # only the daemon itself may see what is there
+        if _is_credential(credential) and credential.is_file():
+            return credential
     return _resolved(path, info)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from coloha.config.section import Section, missing
+from coloha.config.section import Section, beside
 from coloha.config.units import Seconds, as_written, seconds_between
 from coloha.config.values import (
     AbsolutePath,
@@ -127,13 +127,7 @@ class EtcdWitness(Section):
     @field_validator("password_file")
     @classmethod
     def _of_a_user(cls, file: Path | None, info: ValidationInfo) -> Path | None:
-        # What was given but is wrong is absent from info.data.
-        user = info.data.get("user", "wrong")
-        if file is not None and user is None:
-            raise ValueError("means nothing without user: add witness.user or remove this")
-        if file is None and user not in (None, "wrong"):
-            raise missing("user has no password: add password_file, or remove user")
-        return file
+        return beside(file, info, "user", "password")
 
     @field_validator("ca_file", "cert_file")
     @classmethod
@@ -146,12 +140,7 @@ class EtcdWitness(Section):
     @field_validator("key_file")
     @classmethod
     def _of_a_certificate(cls, file: Path | None, info: ValidationInfo) -> Path | None:
-        certificate = info.data.get("cert_file", "wrong")
-        if file is not None and certificate is None:
-            raise ValueError("means nothing without cert_file: add witness.cert_file or remove it")
-        if file is None and certificate not in (None, "wrong"):
-            raise missing("cert_file has no key: add key_file, or remove cert_file")
-        return file
+        return beside(file, info, "cert_file", "key")
 
 
 class NoWitness(Section):

@@ -359,9 +359,9 @@ class Daemon:
             return f"the daemon is {'stopping' if self._serving else 'starting'}"
         now = time.monotonic()
         problems = [
-            f"{pair.name}: {pair.trouble or 'nothing is decided any more'}"
+            f"{pair.name}: {why}"
             for pair in self._pairs.values()
-            if pair.snapshot is None or pair.stuck_s(now) > STUCK_S
+            if (why := pair.unready(now, STUCK_S)) is not None
         ]
         return "\n".join(problems) or None
 

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from coloha.adapters.journal import message_id
 from coloha.core.actions import Severity
 
 log = logging.getLogger("coloha.events")
@@ -74,7 +73,6 @@ class Occurrences:
             self._number, at, time.monotonic(), self._node, pair, kind, severity, generation, text
         )
         fields = {
-            "MESSAGE_ID": message_id(kind),
             "COLOHA_NUMBER": str(self._number),
             "COLOHA_NODE": self._node,
             "COLOHA_PAIR": pair,

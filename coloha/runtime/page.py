@@ -8,6 +8,7 @@ from datetime import datetime
 from html import escape
 from typing import Any
 
+from coloha.flight.words import length
 from coloha.runtime.occurrences import Occurrence
 
 REFRESH_S = 5
@@ -33,7 +34,7 @@ DOING = {
     "yielded": "has lost its QEMU; the other node may take over",
     "prepare": "starts a QEMU for the copy",
     "load": "receives the first copy of the VM",
-    "follow": "holds a copy that may take over",
+    "follow": "holds a copy of the VM",
     "claim": "asks to take over: the primary is gone",
     "promote": "takes over",
     "kill": "ends the QEMU here",
@@ -121,15 +122,13 @@ def _page(status: Mapping[str, Any], events: Sequence[Occurrence], pauses: Pause
 
 
 def _is_well(pair: Mapping[str, Any]) -> bool:
-    return bool(pair["protected"]) or pair["phase"] in ("follow", "off")
+    return bool(pair["protected"]) or pair["phase"] == "off"
 
 
 def _state(pair: Mapping[str, Any]) -> tuple[str, str]:
     """Return the class and the words for how a pair is."""
     if pair["protected"]:
         return "good", "protected"
-    if pair["phase"] == "follow":
-        return "good", "secondary"
     if pair["phase"] == "off":
         return "warn", "off"
     if pair["phase"] in MOVING:
@@ -246,13 +245,4 @@ def _seconds(earlier: str, later: str) -> float:
 
 
 def _span(seconds: float | None) -> str:
-    """Return a time in words that a person reads at a glance."""
-    if seconds is None:
-        return "?"
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h"
+    return "?" if seconds is None else length(seconds)

@@ -281,6 +281,12 @@ class PairRuntime:
         since = self._step_since  # other threads ask, too
         return max(0.0, now - since) if since is not None else 0.0
 
+    def unready(self, now: float, longest_s: float) -> str | None:
+        """Say why this pair is not looked after, if it is not. Other threads ask."""
+        if self.snapshot is None or self.trouble is not None:
+            return self.trouble or "it is starting"
+        return "nothing is decided any more" if self.stuck_s(now) > longest_s else None
+
     @property
     def wire(self) -> PeerState | None:
         """What heartbeats say of this pair; None while there is no pump to speak for."""

@@ -28,10 +28,14 @@ def log(tmp_path: Path, journal: socket.socket) -> Iterator[logging.Logger]:
 
 
 def test_a_record_with_fields(log: logging.Logger, journal: socket.socket) -> None:
-    log.warning("%s: gone", "web", extra={"fields": {"COLOHA_PAIR": "web"}})
+    fields = {"COLOHA_PAIR": "web", "COLOHA_KIND": "protected"}
+    log.warning("%s: gone", "web", extra={"fields": fields})
     lines = journal.recv(65536).decode().splitlines()
     assert lines[:3] == ["MESSAGE=web: gone", "PRIORITY=4", "SYSLOG_IDENTIFIER=coloha"]
     assert "COLOHA_PAIR=web" in lines
+    assert f"MESSAGE_ID={message_id('protected')}" in lines
+    log.warning("no event")
+    assert "MESSAGE_ID" not in journal.recv(65536).decode()
 
 
 def test_a_value_of_several_lines_keeps_them() -> None:

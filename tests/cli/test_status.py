@@ -72,15 +72,15 @@ def lines(*pairs: dict[str, Any], colours: bool = False) -> list[str]:
 
 def test_a_protected_primary() -> None:
     assert lines(pair()) == [
-        "node alpha   coloha 1.2.3   up 122 min",
+        "node alpha   coloha 1.2.3   up 2 h",
         "",
         "web: protected   (primary, phase protected for 61.0 s)",
         "  this node     runs the VM, checkpoint by checkpoint",
         "  waits for     -",
         "  generation    7, the record says protected(7, alpha, beta)",
-        "  epochs        1234 committed, last pause 6.1 ms, period 50.0 ms",
-        "  output        held until committed, oldest 21.0 ms",
-        "  heartbeat     beta heard 43.0 ms ago",
+        "  epochs        1234 committed, last pause 6.1 ms, period 50 ms",
+        "  output        held until committed, oldest 21 ms",
+        "  heartbeat     beta heard 43 ms ago",
         "  qemu          pid 4711, run p-1f",
     ]
 
@@ -124,7 +124,7 @@ def test_a_primary_alone() -> None:
         "  why not       QEMU died",
         "  waits for     beta to come back",
     ]
-    assert "  epochs        1234 committed, last pause -, period 50.0 ms" in shown
+    assert "  epochs        1234 committed, last pause -, period 50 ms" in shown
     assert "  output        open" in shown
     assert "  heartbeat     beta not heard yet" in shown
 

@@ -83,6 +83,19 @@ def test_a_broken_configuration_has_secrets_too(host_file: Path, tmp_path: Path)
         assert secret.encode() not in everything
 
 
+def test_no_part_of_a_secret_is_left_where_a_long_log_is_cut(
+    host_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("coloha.cli.support_bundle.LONGEST_BYTES", 40)
+    secret = SECRETS["key"]
+    (tmp_path / "run/web/p-1/stderr.log").write_text(f"before {secret} {'a' * 20}")
+    target = tmp_path / "bundle.tar.gz"
+    assert main(["support-bundle", "--config", str(host_file), str(target)]) == 0
+    log = bundled(target)["qemu/web/p-1.log"].decode()
+    assert log.endswith("a" * 20)
+    assert secret[-8:] not in log
+
+
 def test_a_file_that_is_there_stays(
     host_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

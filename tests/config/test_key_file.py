@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from coloha.config import key_name, read_keys
+from coloha.config import key_name, load, read_keys
 
 from .support import HOST, KEY, check, edit, problems_of, refuse, write
 
@@ -90,3 +90,36 @@ def test_what_is_no_text_is_one_key(tmp_path: Path) -> None:
     key = b"\xff" * 40 + b"\n" + b"\xfe" * 40
     write(tmp_path, {"key": key})
     assert read_keys(tmp_path / "key") == (key,)
+
+
+def test_a_credential_of_the_same_name_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd lets the daemon's user read it by an access list, which looks like a group's."""
+    host_file = write(tmp_path, {"key": "0" * 64})
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "key").write_text("1" * 64)
+    (credentials / "key").chmod(0o440)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    assert read_keys(load(host_file).host.key_file) == (b"1" * 64,)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "none"))
+    assert read_keys(load(host_file).host.key_file) == (b"0" * 64,)
+
+
+def test_credentials_that_may_not_be_seen_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd names the folder to programs beside the daemon, too, and hides what is in it."""
+    host_file = write(tmp_path, {"key": "0" * 64})
+    hidden = tmp_path / "hidden"
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(hidden))
+    is_file = Path.is_file
+
+    def refused(path: Path) -> bool:
+        if path.parent == hidden:
+            raise PermissionError(13, "Permission denied")
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert read_keys(load(host_file).host.key_file) == (b"0" * 64,)

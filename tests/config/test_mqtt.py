@@ -88,9 +88,9 @@ def test_what_means_nothing_is_refused(tmp_path: Path) -> None:
     refuse(
         tmp_path,
         {"coloha.yaml": host(text)},
-        ("coloha.yaml:8:18: mqtt.password_file", "without username: add mqtt.username"),
+        ("coloha.yaml:8:18: mqtt.password_file", "without username: add username"),
         ("coloha.yaml:9:12: mqtt.ca_file", "without TLS: write mqtts:// in broker"),
-        ("coloha.yaml:10:13: mqtt.key_file", "without cert_file: add mqtt.cert_file"),
+        ("coloha.yaml:10:13: mqtt.key_file", "without cert_file: add cert_file"),
         ("coloha.yaml:11:10: mqtt.topic", "cannot begin a topic"),
         ("coloha.yaml:12:14: mqtt.client_id", "is not a client ID"),
         ("coloha.yaml:13:3: mqtt.qos", "unknown key"),

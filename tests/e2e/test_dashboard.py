@@ -121,7 +121,7 @@ def test_every_panel_and_every_alert_has_data() -> None:
             firing = {each["metric"]["alertname"] for each in ask('ALERTS{alertstate="firing"}')}
             assert firing == {"ColohaFailedOver"}
         page_says(stage, secondary, "protected", "The last failover", "promoted")
-        page_says(stage, primary, "secondary", "holds a copy that may take over")
+        page_says(stage, primary, "secondary", "holds a copy of the VM")
         stage.cluster.stop_daemon(primary)
         stage.topology.hosts[primary].power_off()
         stage.cluster.wait("solo", lambda: stage.cluster.in_phase("solo"))

@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from coloha.adapters.control import ControlClient
+from coloha.cli.main import main
 from coloha.core.phases import Phase
 from coloha.errors import ControlError
 from coloha.flight.record import files, read
@@ -138,6 +139,16 @@ def test_a_reload_that_is_asked_for_is_answered(alpha: Daemon) -> None:
         pytest.raises(ControlError, match=r"^nothing was changed: .*heartbeat\.misses"),
     ):
         client.ask("reload")
+
+
+def test_a_reload_says_that_keys_changed(alpha: Daemon) -> None:
+    alpha.start()
+    key = alpha.folder / "key"
+    assert main(["keygen", "--add", str(key)]) == 0
+    assert alpha.reload() == ["the keys changed: that needs a restart of the daemon"]
+    alpha.stop()
+    alpha.start()
+    assert alpha.cli("reload", status=0) == ""
 
 
 def test_a_reload_says_what_needs_a_restart(alpha: Daemon) -> None:

@@ -117,9 +117,13 @@ def look(folder: Path, act: Callable[[Tab], Any]) -> None:
 STATES: dict[str, tuple[dict[str, Any], str]] = {
     "healthy": ({}, "web: protected"),
     "secondary": (
-        {"phase": "follow", "role": "secondary", "protected": False, "loaded": 512,
-         "why_not": "alpha runs the VM", "held_age_s": None},
-        "web: secondary",
+        {"phase": "follow", "role": "secondary", "loaded": 512, "held_age_s": None},
+        "web: protected",
+    ),
+    "not yet a secondary": (
+        {"phase": "follow", "role": "secondary", "protected": False, "loaded": 1,
+         "why_not": "alpha has not said so", "held_age_s": None},
+        "web: NOT PROTECTED",
     ),
     "failing over": (
         {"phase": "claim", "role": "secondary", "protected": False, "phase_age_s": 0.01,
@@ -192,7 +196,7 @@ def test_the_last_failover_is_told_from_its_beginning_to_its_end(shown: Shown) -
     (course,) = text.split("The last failover")[1].split("</table>")[:1]
     told = [kind for kind in ("claimed", "promoted", "unprotected", "protected") if kind in course]
     assert told == ["claimed", "promoted", "unprotected", "protected"]
-    assert "+9 ms" in course
+    assert "+9.0 ms" in course
     assert "following" not in course
     assert "reloaded" not in course
 

@@ -20,7 +20,7 @@ from lab.topology import GUEST_IP, Topology
 from tests.units.readme import blocks
 
 INSTALL_S = 180.0
-PROTECTED_S = 150.0
+PROTECTED_S = 60.0
 OFFLINE = "PIP_NO_INDEX=1 PIP_FIND_LINKS=/mnt/wheels"
 """The hosts are on no network but their own: pip finds there what setup has fetched."""
 MEMORY = "128MiB"
