@@ -77,7 +77,7 @@ CASES = [
         "coloha/adapters/channel.py",
         "        return hmac.compare_digest(mac, self._mac(direction, body))\n",
         "        return True\n",
-        "tests/adapters/test_channel_hostile.py",
+        "tests/adapters/test_channel_hostile.py::test_nodes_with_different_keys_do_not_meet",
     ),
     Sabotage(
         "a heartbeat counts twice",

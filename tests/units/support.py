@@ -75,6 +75,10 @@ class Site:
                 return name
         return None
 
+    def wait_failed_over(self, name: str) -> None:
+        """Wait until this machine is the primary, protected."""
+        wait_until(lambda: self.primary() == name, f"{name} as primary", PROTECTED_S)
+
     def wait_protected(self) -> tuple[str, str]:
         """Wait; return primary and secondary."""
         wait_until(lambda: self.primary() is not None, "protection", PROTECTED_S)

@@ -193,7 +193,7 @@ def daemon_that_hangs_is_restarted(site: Site) -> None:
 def qemu_is_stopped(site: Site) -> None:
     primary, secondary = site.wait_protected()
     site.machines[primary].call(f"systemctl stop {QEMU}")
-    assert site.wait_protected() == (secondary, primary)
+    site.wait_failed_over(secondary)
     site.answers_go_on()
 
 
