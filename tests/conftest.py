@@ -1,7 +1,7 @@
 """Which tests run beside which, and where the fresh histories of this run begin (tests/sim).
 
-`make test` has three workers. Pairs of real QEMUs with a Linux guest share two cores badly: so one
-worker runs all of them, one test after the other. The others run the rest by files: first what
+`make test` has two workers. Pairs of real QEMUs with a Linux guest share two cores badly: so one
+worker runs all of them, one test after the other. The other one runs the rest by files: first what
 happens in real time but mostly waits, then what computes, which takes the processors that are left.
 """
 
