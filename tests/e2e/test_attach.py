@@ -1,6 +1,7 @@
 """A VM that somebody else started, with clients, is protected while it runs."""
 
 import subprocess
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,9 @@ from lab.topology import GUEST_IP, Topology
 from tests.e2e.support import PATIENT, Scene
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
+
+TIMING = replace(PATIENT, restart_hold="20s", stall_timeout="10s")
+"""A daemon is restarted, which takes its time on a busy machine."""
 
 
 def start_by_hand(cluster: Cluster, name: str) -> "subprocess.Popen[bytes]":
@@ -39,7 +43,7 @@ def test_a_running_vm_is_protected() -> None:
             "monitor": f"{folder}/m1",
             "second_monitor": f"{folder}/m2",
         }
-        cluster = Cluster(topology, load_assets(), PATIENT, vm={"attach": attach})
+        cluster = Cluster(topology, load_assets(), TIMING, vm={"attach": attach})
         cluster.start("alpha")
         cluster.wait("the first look", lambda: cluster.events("alpha"))
         qemu = start_by_hand(cluster, "alpha")
