@@ -10,7 +10,7 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +63,45 @@ class _Socket(ssl.SSLSocket):
             raise
 
 
+class _Loop:
+    """The event loop as aiomqtt sees it, which asks a turn ahead for its socket to be watched.
+
+    By then that may be closed, and its number another's: what is watched for it would keep the loop
+    busy for good.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._numbers: set[int] = set()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+    def add_reader(self, number: int, callback: Callable[[], None]) -> None:
+        self._watch(self._loop.add_reader, number, callback)
+
+    def add_writer(self, number: int, callback: Callable[[], None]) -> None:
+        self._watch(self._loop.add_writer, number, callback)
+
+    def _watch(self, add: Callable[..., None], number: int, callback: Callable[[], None]) -> None:
+        self._numbers.add(number)
+        with contextlib.suppress(OSError):  # closed
+            add(number, callback)
+
+    def forget(self) -> None:
+        """Watch nothing more of what was asked for."""
+        for number in self._numbers:
+            self._loop.remove_reader(number)
+            self._loop.remove_writer(number)
+
+
 class _Client(aiomqtt.Client):
     """A client that notices a broker that hangs up early, and lets go of all it has."""
+
+    def __init__(self, *words: Any, **settings: Any) -> None:
+        super().__init__(*words, **settings)
+        self._watching = _Loop(self._loop)
+        self._loop = self._watching  # type: ignore[assignment]
 
     def _on_disconnect(self, *words: Any) -> None:
         if not self._connected.done():
@@ -77,6 +114,7 @@ class _Client(aiomqtt.Client):
         if self._misc_task is not None:
             self._misc_task.cancel()
             await asyncio.gather(self._misc_task, return_exceptions=True)
+        self._watching.forget()
         for future in (self._connected, self._disconnected):
             if future.done() and not future.cancelled():
                 future.exception()  # seen
@@ -220,5 +258,4 @@ def _ended(error: aiomqtt.MqttError) -> str:
 
 
 def _words(error: BaseException) -> str:
-    """Return what the system says of an error; what says nothing is called by its type."""
-    return tls.words(error)[:SHOWN_CHARACTERS] or type(error).__name__
+    return tls.words(error)[:SHOWN_CHARACTERS]

@@ -43,11 +43,13 @@ def context(section: Files) -> ssl.SSLContext:
 
 
 def words(error: BaseException) -> str:
-    """Return what the system says of an error, without the wrappings of Python; else its text."""
+    """Return what the system says of an error, without the wrappings of Python; else its
+    text, and its type if it has none.
+    """
     if isinstance(error, ssl.SSLCertVerificationError):
         return error.verify_message
     if isinstance(error, ssl.SSLError) and error.reason:
         return str(error.reason).lower().replace("_", " ")
     if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
-    return str(error)
+    return str(error) or type(error).__name__

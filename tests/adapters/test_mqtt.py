@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import os
 import signal
 import socket
 import threading
@@ -156,6 +157,41 @@ def test_without_tls_where_it_is_wanted(run: Runner, tmp_path: Path) -> None:
         why = run(refused(section(f"mqtts://127.0.0.1:{there.port}")))
         assert "no TLS" in why
         assert "or write mqtt://" in why
+
+
+def test_a_socket_is_closed_before_it_is_watched(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """aiomqtt asks a turn ahead, in which a connection may break and its number be another's."""
+
+    def connect(paho: Any, *_: object) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            paho._sock = ours
+            paho._call_socket_open(ours)
+            paho._call_socket_register_write()
+            number = ours.fileno()
+            paho._sock_close()
+            other = socket.socket(fileno=os.dup(theirs.fileno()))
+        others.append(other)
+        same.append(other.fileno() == number)
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    async def main() -> None:
+        await refused(section("mqtt://127.0.0.1:1"))
+        loop = asyncio.get_running_loop()
+        for other in others:
+            assert not loop.remove_reader(other.fileno())
+            assert not loop.remove_writer(other.fileno())
+            other.close()
+
+    others: list[socket.socket] = []
+    same: list[bool] = []
+    monkeypatch.setattr("paho.mqtt.client.Client.connect", connect)
+    for _ in range(20):
+        run(main())
+        others.clear()
+    assert any(same)
 
 
 def test_nobody_is_there(run: Runner) -> None:

@@ -17,7 +17,7 @@ from tests.e2e.support import PATIENT, Scene
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
-TIMING = replace(PATIENT, restart_hold="20s", stall_timeout="10s")
+TIMING = replace(PATIENT, restart_hold="20s")
 """A daemon is restarted, which takes its time on a busy machine."""
 
 

@@ -1,18 +1,20 @@
 """Bring-up, and each way of losing a QEMU, a host or the link, on real QEMU with a Linux guest."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
-from tests.e2e.support import Scene, scene, wait
+from tests.e2e.support import PATIENT, Scene, scene, wait
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
 
-@pytest.fixture(scope="module")
-def stage() -> Iterator[Scene]:
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def stage(request: pytest.FixtureRequest) -> Iterator[Scene]:
     """One pair for the whole file: each test leaves it protected, as it must by itself."""
-    with scene(together=True) as made:
+    together = request.param == "uvloop"
+    with scene(replace(PATIENT, event_loop=request.param), together=together) as made:
         yield made
         made.finish()
 

@@ -8,7 +8,6 @@ primary's host, n was let go before its commit.
 """
 
 import itertools
-import os
 import socket
 import struct
 import threading
@@ -27,7 +26,7 @@ from tests.e2e.support import Scene, scene
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
-EPOCHS = int(os.environ.get("COLOHA_EPOCHS", "120"))
+EPOCHS = 200
 PORT = 9999
 # Long enough for the secondary's guest to speak: its code is translated anew in each epoch.
 TIMING = Timing(period="60ms", interval="200ms", misses=20, stall_timeout="10s")
@@ -141,7 +140,7 @@ def epochs(stage: Scene, primary: str) -> int:
 
 @pytest.mark.parametrize("delay_ms", [0, 20])
 def test_output_commit(tmp_path: Path, delay_ms: int) -> None:
-    """Over EPOCHS or more with a daemon that is late by so much at every message of QEMU."""
+    """Over 200 epochs or more with a daemon that is late by so much at every message of QEMU."""
     program = ["-m", "lab.slow", str(delay_ms)] if delay_ms else None
     qemu = watched_qemu(tmp_path)
     # The secondary's guest needs time to speak between two loads; a late daemon gives it that.

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import time
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,13 @@ def test_a_machine_that_fails_is_held_told_and_started_over(
             await eventually(lambda: stage.pair.trouble, "the failure")
             assert stage.pair.trouble == said
             assert stage.pair.wire is None  # heartbeats do not speak for it
+            assert stage.pair.unready(time.monotonic(), 60.0) == said
             assert stage.told() == [f"held, and starting over: {said}"]
             await eventually(lambda: stage.done == ["let go"], "QEMU is left as it is")
             stage.reply = lambda event: []
             await stage.begun(times=2)
             assert stage.pair.trouble is None
+            assert stage.pair.unready(time.monotonic(), 60.0) is None
             assert stage.events[0] == Started(NEW, None)
             # What the witness answers to the machine that failed is not for the new one.
             await stage.witness.answers.put(SOLO)
