@@ -30,6 +30,17 @@ RESET = _out(0x64, 0xFE, 1)
 PANIC = _out(0x505, 0x1, 1)
 """Through QEMU's pvpanic device."""
 
+CHANGES_ITS_CODE = bytes.fromhex(
+    "b80010 8ed8 b80020 8ec0"  # DS is where the code will be, ES where the data
+    "c7060000b001 c6060200cb"  # the code: mov al, 1; retf
+    "26c606000001"  # the data: 1
+    "b90010"  # `again`: 4096 times
+    "9a00000010 263a060000 750f e2f2"  # call it; if it did not return what the data says, `stale`
+    "8036010003 268036000003 ebe2"  # 1 becomes 2, and 2 becomes 1, in both; `again`
+    "b021 e6e9 ebdc"  # `stale`: "!" to the debug console; `again`
+)
+"""Says "!" whenever it runs other code than its memory holds."""
+
 IDLE = b""
 
 
