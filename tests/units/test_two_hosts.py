@@ -9,7 +9,7 @@ import pytest
 from coloha.adapters.journal import message_id
 from lab.namespace import wait_until
 from tests.units.readme import blocks
-from tests.units.support import INSTALL_S, OFFLINE, Site, install, machines
+from tests.units.support import INSTALL_S, OFFLINE, PROTECTED_S, Site, install, machines
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(600)]
 
@@ -142,8 +142,16 @@ def key_is_changed(site: Site) -> None:
             site.wait_epochs(site.wait_protected()[0])
     new = site.keys("alpha")["used"]
     assert new != old
-    for name, peer in (("alpha", "beta"), ("beta", "alpha")):
-        assert site.keys(name) == {"used": new, "accepted": [], "of_peers": {peer: new}}
+
+    def is_alone_in_use() -> bool:
+        return all(
+            site.keys(name) == {"used": new, "accepted": [], "of_peers": {peer: new}}
+            for name, peer in (("alpha", "beta"), ("beta", "alpha"))
+        )
+
+    # The VM is protected before the daemon that restarted last has heard the other one.
+    wait_until(is_alone_in_use, "the new key on both", PROTECTED_S)
+    for name in site.machines:
         rejected = site.daemon_status(name)["heartbeats_rejected"]
         assert not rejected.get("key")
         assert not rejected.get("mac")
