@@ -4,9 +4,11 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from coloha.flight.record import files, is_next, read
 from coloha.flight.replay import Replay
@@ -33,6 +35,16 @@ class Scene:
     """The witness, if it is not the folder."""
     power: PowerSwitch | None = None
     """What switches the hosts off, if they fence."""
+    _told: dict[str, int] = field(default_factory=dict)
+    """How many events of each node were told before this test."""
+
+    def begin(self) -> tuple[str, str]:
+        """Begin a test on a pair that others were on: like `wait_protected`, and `kinds` will have
+        only what is told from now on.
+        """
+        names = self.wait_protected()
+        self._told = {name: len(self.cluster.events(name)) for name in self.topology.hosts}
+        return names
 
     def wait_protected(self, timeout_s: float = 40.0) -> tuple[str, str]:
         """Wait for protection; return primary and secondary."""
@@ -71,12 +83,15 @@ class Scene:
         return reports[-1].answers if reports else 0
 
     def kinds(self, name: str) -> list[str]:
-        """The kinds of events that a node told, in order."""
-        return [event["kind"] for event in self.cluster.events(name)]
+        """The kinds of events that a node told in this test, in order."""
+        return [event["kind"] for event in self.cluster.events(name)[self._told.get(name, 0) :]]
 
     def lives(self) -> int:
         """How often the VM was booted, on all nodes."""
-        return sum(self.kinds(name).count("started") for name in self.topology.hosts)
+        told = [
+            event["kind"] for name in self.topology.hosts for event in self.cluster.events(name)
+        ]
+        return told.count("started")
 
     def replay(self, name: str) -> Replay:
         """Repeat all that a node decided so far; it must decide the same, step by step."""
@@ -176,6 +191,11 @@ def scene(
             for report in client.reports()[-1:]:
                 print("client:", replace(report, gap_list=report.gap_list[-20:]))
             raise
+
+
+def on_pair(name: str, **words: Any) -> pytest.MarkDecorator:
+    """For tests of one file that share a pair, `stage`; `words` are what `scene` takes."""
+    return pytest.mark.parametrize("stage", [pytest.param(words, id=name)], indirect=True)
 
 
 def wait(seconds: float) -> None:

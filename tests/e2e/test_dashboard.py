@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from lab.assets import load_assets
 from lab.namespace import CHECKOUT, wait_until
 from lab.topology import Host
-from tests.e2e.support import Scene, scene
+from tests.e2e.support import Scene, on_pair
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
@@ -101,32 +101,61 @@ TELLERS = {
 """Nobody listens there, which is soon enough for no alert."""
 
 
-def test_every_panel_and_every_alert_has_data() -> None:
-    with scene(settings=TELLERS) as stage:
-        primary, secondary = stage.wait_protected()
-        with prometheus(stage, stage.topology.hosts[secondary]) as ask:
-            wait_until(lambda: _up(ask) == 2, "both targets", 30)
-            stage.cluster.kill_qemu(primary)
-            stage.wait_promoted(secondary)
-            assert stage.wait_protected() == (secondary, primary)
-            wait_until(
-                lambda: bool(ask('increase(coloha_occurrences_total{kind="promoted"}[1m]) > 0')),
-                "the failover in the metrics",
-                30,
-            )
-            time.sleep(1)
-            for title, query in (queries() | alerts()).items():
-                answer = ask(query)
-                assert answer or query.startswith(USUALLY_EMPTY) or "fence" in query, title
-            firing = {each["metric"]["alertname"] for each in ask('ALERTS{alertstate="firing"}')}
-            assert firing == {"ColohaFailedOver"}
-        page_says(stage, secondary, "protected", "The last failover", "promoted")
-        page_says(stage, primary, "secondary", "holds a copy of the VM")
-        stage.cluster.stop_daemon(primary)
-        stage.topology.hosts[primary].power_off()
-        stage.cluster.wait("solo", lambda: stage.cluster.in_phase("solo"))
-        page_says(stage, secondary, "NOT PROTECTED", f"{primary} is silent")
-        stage.finish()
+watched = on_pair("watched", settings=TELLERS)
+
+
+@watched
+def test_scraping_costs_the_epochs_little(stage: Scene) -> None:
+    """Turn about with and without twenty scrapes a second: what output waits must stay the same.
+
+    The bound is wide, for the machine is shared; docs/timing.md says what was measured.
+    """
+    primary, _ = stage.wait_protected()
+    host = stage.topology.hosts[primary]
+    fetch = partial(_got, f"{host.replication_ip}:9770", "/metrics")
+    means: dict[bool, list[float]] = {False: [], True: []}
+    for turn in range(2 * TURNS):
+        before = _commits(host.inside(fetch, ("net",))[1])
+        end = time.monotonic() + TURN_S
+        while time.monotonic() < end:
+            if turn % 2:
+                assert host.inside(fetch, ("net",))[0] == 200
+            time.sleep(1 / 20)
+        after = _commits(host.inside(fetch, ("net",))[1])
+        count = after[1] - before[1]
+        assert count > 5
+        means[bool(turn % 2)].append((after[0] - before[0]) / count)
+    ratio = statistics.median(means[True]) / statistics.median(means[False])
+    print(f"commit delay with 20 scrapes a second / without: {ratio:.3f}")
+    print({scraped: [f"{mean * 1000:.2f} ms" for mean in each] for scraped, each in means.items()})
+    assert ratio < 2
+
+
+@watched
+def test_every_panel_and_every_alert_has_data(stage: Scene) -> None:
+    primary, secondary = stage.wait_protected()
+    with prometheus(stage, stage.topology.hosts[secondary]) as ask:
+        wait_until(lambda: _up(ask) == 2, "both targets", 30)
+        stage.cluster.kill_qemu(primary)
+        stage.wait_promoted(secondary)
+        assert stage.wait_protected() == (secondary, primary)
+        wait_until(
+            lambda: bool(ask('increase(coloha_occurrences_total{kind="promoted"}[1m]) > 0')),
+            "the failover in the metrics",
+            30,
+        )
+        time.sleep(1)
+        for title, query in (queries() | alerts()).items():
+            answer = ask(query)
+            assert answer or query.startswith(USUALLY_EMPTY) or "fence" in query, title
+        firing = {each["metric"]["alertname"] for each in ask('ALERTS{alertstate="firing"}')}
+        assert firing == {"ColohaFailedOver"}
+    page_says(stage, secondary, "protected", "The last failover", "promoted")
+    page_says(stage, primary, "secondary", "holds a copy of the VM")
+    stage.cluster.stop_daemon(primary)
+    stage.topology.hosts[primary].power_off()
+    stage.cluster.wait("solo", lambda: stage.cluster.in_phase("solo"))
+    page_says(stage, secondary, "NOT PROTECTED", f"{primary} is silent")
 
 
 def page_says(stage: Scene, name: str, *words: str) -> None:
@@ -139,36 +168,6 @@ def page_says(stage: Scene, name: str, *words: str) -> None:
     for path, said in (("/-/healthy", "healthy\n"), ("/-/ready", "ready\n")):
         answer = host.inside(partial(_got, f"{host.replication_ip}:9770", path), ("net",))
         assert answer == (200, said)
-
-
-def test_scraping_costs_the_epochs_little() -> None:
-    """Turn about with and without twenty scrapes a second: what output waits must stay the same.
-
-    The bound is wide, for the machine is shared; docs/timing.md says what was measured.
-    """
-    with scene() as stage:
-        primary, _ = stage.wait_protected()
-        host = stage.topology.hosts[primary]
-        fetch = partial(_got, f"{host.replication_ip}:9770", "/metrics")
-        means: dict[bool, list[float]] = {False: [], True: []}
-        for turn in range(2 * TURNS):
-            before = _commits(host.inside(fetch, ("net",))[1])
-            end = time.monotonic() + TURN_S
-            while time.monotonic() < end:
-                if turn % 2:
-                    assert host.inside(fetch, ("net",))[0] == 200
-                time.sleep(1 / 20)
-            after = _commits(host.inside(fetch, ("net",))[1])
-            count = after[1] - before[1]
-            assert count > 5
-            means[bool(turn % 2)].append((after[0] - before[0]) / count)
-        ratio = statistics.median(means[True]) / statistics.median(means[False])
-        print(f"commit delay with 20 scrapes a second / without: {ratio:.3f}")
-        print(
-            {scraped: [f"{mean * 1000:.2f} ms" for mean in each] for scraped, each in means.items()}
-        )
-        assert ratio < 2
-        stage.finish()
 
 
 def _commits(text: str) -> tuple[float, float]:

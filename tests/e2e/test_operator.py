@@ -12,7 +12,7 @@ from tests.e2e.support import PATIENT, Scene, scene, wait
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
 RESTARTS = int(os.environ.get("COLOHA_RESTARTS", "5"))
-MANAGED_RESTARTS = 6
+MANAGED_RESTARTS = 4
 
 
 def test_a_daemon_is_restarted_again_and_again() -> None:

@@ -3,9 +3,12 @@
 import pytest
 
 from lab.cluster import PAIR
-from tests.e2e.support import Scene, scene, wait
+from tests.e2e.support import Scene, on_pair, scene, wait
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
+
+
+holding = on_pair("hold", on_silence="hold")
 
 
 def _cut(stage: Scene, name: str) -> None:
@@ -13,49 +16,45 @@ def _cut(stage: Scene, name: str) -> None:
     stage.topology.hosts[name].cut(clients=False, witness=False)
 
 
-def test_both_hold_until_they_hear_each_other() -> None:
-    with scene(on_silence="hold") as stage:
-        primary, secondary = stage.wait_protected()
-        stage.cluster.kill_qemu(primary)  # what is said durably needs no witness
-        stage.answers_go_on()
-        assert stage.wait_protected() == (secondary, primary)
-        # From the other node, the monitor or the kernel: what it hears first is open.
-        assert {"qemu-exited", "hung"} & {*stage.kinds(primary)}
+@holding
+def test_both_hold_until_they_hear_each_other(stage: Scene) -> None:
+    primary, secondary = stage.begin()
+    stage.cluster.kill_qemu(primary)  # what is said durably needs no witness
+    stage.answers_go_on()
+    assert stage.wait_protected() == (secondary, primary)
+    # From the other node, the monitor or the kernel: what it hears first is open.
+    assert {"qemu-exited", "hung"} & {*stage.kinds(primary)}
 
-        primary, secondary, before = secondary, primary, stage.generation()
-        _cut(stage, primary)
-        stage.cluster.wait("held", lambda: stage.cluster.status(primary)["phase"] == "defend")
-        wait(1.0)
-        answers = stage.answers()
-        wait(3.0)
-        assert stage.answers() == answers
-        assert stage.cluster.phases() == {primary: "defend", secondary: "follow"}
-        assert "coloha failover --force" in stage.cluster.status(secondary)["waits_for"]
-        stage.topology.hosts[primary].mend()
-        stage.answers_go_on()
-        stage.wait_protected()
-        assert stage.generation() <= before + 1
-        stage.finish()
+    primary, secondary, before = secondary, primary, stage.generation()
+    _cut(stage, primary)
+    stage.cluster.wait("held", lambda: stage.cluster.status(primary)["phase"] == "defend")
+    wait(1.0)
+    answers = stage.answers()
+    wait(3.0)
+    assert stage.answers() == answers
+    assert stage.cluster.phases() == {primary: "defend", secondary: "follow"}
+    assert "coloha failover --force" in stage.cluster.status(secondary)["waits_for"]
+    stage.topology.hosts[primary].mend()
+    stage.answers_go_on()
+    stage.wait_protected()
+    assert stage.generation() <= before + 1
 
 
-def test_a_host_that_starts_alone_asks_first() -> None:
+@holding
+def test_a_host_that_starts_alone_asks_first(stage: Scene) -> None:
     """The other one was given the VM by an operator meanwhile, and the link is still cut."""
-    with scene(on_silence="hold") as stage:
-        primary, secondary = stage.wait_protected()
-        _cut(stage, primary)
-        stage.cluster.wait("held", lambda: stage.cluster.status(primary)["phase"] == "defend")
-        stage.topology.hosts[primary].power_off()
-        stage.cluster.command(secondary, "failover", PAIR, "--force", "--yes")
-        stage.wait_promoted(secondary)
-        stage.answers_go_on()
-        stage.topology.hosts[primary].power_on()
-        stage.cluster.start(primary)
-        stage.cluster.wait(
-            "it asks", lambda: stage.cluster.status(primary).get("phase") == "yielded"
-        )
-        stage.topology.hosts[primary].mend()
-        assert stage.wait_protected() == (secondary, primary)
-        stage.finish()
+    primary, secondary = stage.begin()
+    _cut(stage, primary)
+    stage.cluster.wait("held", lambda: stage.cluster.status(primary)["phase"] == "defend")
+    stage.topology.hosts[primary].power_off()
+    stage.cluster.command(secondary, "failover", PAIR, "--force", "--yes")
+    stage.wait_promoted(secondary)
+    stage.answers_go_on()
+    stage.topology.hosts[primary].power_on()
+    stage.cluster.start(primary)
+    stage.cluster.wait("it asks", lambda: stage.cluster.status(primary).get("phase") == "yielded")
+    stage.topology.hosts[primary].mend()
+    assert stage.wait_protected() == (secondary, primary)
 
 
 def test_the_primary_goes_on_alone() -> None:
