@@ -28,7 +28,7 @@ check: setup
 test:
 	@lab/setup.sh tests
 	@$(MAKE) -s check
-	@echo "pytest"; $(ISOLATED) -m pytest --numprocesses 2 $(ARGS)
+	@echo "pytest"; $(ISOLATED) -m pytest --numprocesses 3 $(ARGS)
 
 docs: setup
 	@$(PYTHON) -m coloha.config.reference --write

@@ -1,8 +1,9 @@
 """Which tests run beside which, and where the fresh histories of this run begin (tests/sim).
 
-`make test` has two workers. Pairs of real QEMUs with a Linux guest share two cores badly: so one
-worker runs all of them, one test after the other. The other one runs the rest by files: first what
-happens in real time but mostly waits, then what computes, which takes the processors that are left.
+`make test` has three workers, for two cores: most tests mostly wait. Pairs of real QEMUs with a
+Linux guest share cores badly: so one worker runs all of them, one test after the other, and comes
+before the others in line for a processor. Those run the rest by files: first what happens in real
+time, then what computes, which takes the processors that are left.
 """
 
 import contextlib
@@ -20,15 +21,16 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 SEED = int(os.environ.setdefault("COLOHA_SEED", str(secrets.randbelow(1 << 40))))
 """The same in every process of a run: workers inherit it."""
 
-GUESTS = ("tests/e2e/", "tests/lab/test_guest.py", "tests/units/test_two_hosts.py")
-"""Tests with a Linux guest."""
+GUESTS = ("tests/e2e/", "tests/units/test_two_hosts.py")
+"""Tests with pairs that run a Linux guest."""
 
 PATIENT = frozenset({"core", "sim", "config", "flight", "docs", "test_sabotage.py"})
 """Tests that only compute."""
 
 PATIENCE_S = 600
 """What a test may take that waits for processors, seconds."""
-NICE = 10
+BESIDE_GUESTS, PATIENTLY = 5, 10
+"""How nice such tests are to others."""
 OWN_FOLDER = pytest.StashKey[str]()
 
 hypothesis.settings.register_profile(
@@ -91,17 +93,18 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.timeout(PATIENCE_S))
 
 
+def niceness(nodeid: str) -> int:
+    if patient(nodeid):
+        return PATIENTLY
+    return 0 if nodeid.startswith(GUESTS) else BESIDE_GUESTS
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    if patient(item.nodeid) and "PYTEST_XDIST_WORKER" in os.environ:
-        usual = os.getpriority(os.PRIO_PROCESS, 0)
+    if "PYTEST_XDIST_WORKER" in os.environ:
         # Not SCHED_IDLE: one that starves while it holds a file system's lock stops everybody.
-        os.setpriority(os.PRIO_PROCESS, 0, NICE)
-        try:
-            return (yield)
-        finally:
-            with contextlib.suppress(PermissionError):  # there is a way back for root only
-                os.setpriority(os.PRIO_PROCESS, 0, usual)
+        with contextlib.suppress(PermissionError):  # there is a way back for root only
+            os.setpriority(os.PRIO_PROCESS, 0, niceness(item.nodeid))
     return (yield)
 
 
