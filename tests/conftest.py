@@ -1,9 +1,9 @@
 """Which tests run beside which, and where the fresh histories of this run begin (tests/sim).
 
 `make test` has three workers, for two cores: most tests mostly wait. Pairs of real QEMUs with a
-Linux guest share cores badly: so one worker runs all of them, one test after the other, and comes
-before the others in line for a processor. Those run the rest by files: first what happens in real
-time, then what computes, which takes the processors that are left.
+Linux guest share cores badly: so one worker runs them, one test after the other, and comes before
+the others in line for a processor. Those run the rest by files: first what happens in real time,
+then what computes, which takes the processors that are left.
 """
 
 import contextlib
@@ -23,6 +23,8 @@ SEED = int(os.environ.setdefault("COLOHA_SEED", str(secrets.randbelow(1 << 40)))
 
 GUESTS = ("tests/e2e/", "tests/units/test_two_hosts.py")
 """Tests with pairs that run a Linux guest."""
+TOLERANT = "tests/e2e/test_output_commit.py"
+"""But one whose pair knows no haste."""
 
 PATIENT = frozenset({"core", "sim", "config", "flight", "docs", "test_sabotage.py"})
 """Tests that only compute."""
@@ -68,6 +70,10 @@ def part(nodeid: str) -> str:
     return Path(nodeid.partition("::")[0]).parts[1]
 
 
+def hasty(nodeid: str) -> bool:
+    return nodeid.startswith(GUESTS) and not nodeid.startswith(TOLERANT)
+
+
 def patient(nodeid: str) -> bool:
     return part(nodeid) in PATIENT
 
@@ -76,7 +82,7 @@ class Groups(LoadScopeScheduling):  # type: ignore[misc]
     """Gives a worker all tests with guests, or a file of others, in the order of collection."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "guests" if nodeid.startswith(GUESTS) else nodeid.partition("::")[0]
+        return "guests" if hasty(nodeid) else nodeid.partition("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Groups:
@@ -85,7 +91,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Groups:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: (not item.nodeid.startswith(GUESTS), patient(item.nodeid)))
+    items.sort(key=lambda item: (not hasty(item.nodeid), patient(item.nodeid)))
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -96,7 +102,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def niceness(nodeid: str) -> int:
     if patient(nodeid):
         return PATIENTLY
-    return 0 if nodeid.startswith(GUESTS) else BESIDE_GUESTS
+    return 0 if hasty(nodeid) else BESIDE_GUESTS
 
 
 @pytest.hookimpl(wrapper=True)

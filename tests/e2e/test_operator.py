@@ -7,12 +7,14 @@ import pytest
 
 from lab.cluster import PAIR
 from lab.namespace import LabError
-from tests.e2e.support import PATIENT, Scene, scene, wait
+from tests.e2e.support import PATIENT, Scene, on_pair, scene, wait
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
 RESTARTS = int(os.environ.get("COLOHA_RESTARTS", "5"))
 MANAGED_RESTARTS = 4
+
+together = on_pair("pair", timing=replace(PATIENT, orphan_after="10s"))
 
 
 def test_a_daemon_is_restarted_again_and_again() -> None:
@@ -78,31 +80,6 @@ def test_a_planned_restart_under_a_service_manager() -> None:
         stage.finish()
 
 
-def test_no_failover_while_paused() -> None:
-    with scene() as stage:
-        primary, secondary = stage.wait_protected()
-        stage.cluster.command(secondary, "pause", PAIR)
-        stage.cluster.wait("the pause", lambda: stage.cluster.status(primary)["paused"])
-        stage.cluster.kill_qemu(primary)
-        wait(2.0)
-        assert stage.cluster.status(secondary)["phase"] == "follow"
-        assert "paused" in stage.kinds(primary)
-        # The pause outlives the daemon.
-        stage.cluster.kill_daemon(secondary)
-        stage.cluster.start(secondary)
-        stage.wait_for_daemon(secondary)
-        wait(1.5)
-        assert stage.cluster.status(secondary)["phase"] == "follow"
-        with pytest.raises(LabError, match=f"order it on {secondary}"):
-            stage.cluster.command(primary, "failover", PAIR, "--yes")
-        stage.cluster.command(secondary, "failover", PAIR, "--yes")
-        stage.wait_promoted(secondary)
-        stage.cluster.command(primary, "resume", PAIR)
-        assert stage.wait_protected() == (secondary, primary)
-        stage.answers_go_on()
-        stage.finish()
-
-
 def test_an_operator_takes_the_vm_from_a_dead_host() -> None:
     with scene() as stage:
         primary, secondary = stage.wait_protected()
@@ -137,23 +114,46 @@ def _forced(stage: Scene, name: str) -> bool:
     return True
 
 
-def test_no_orphan_speaks() -> None:
+@together
+def test_no_failover_while_paused(stage: Scene) -> None:
+    primary, secondary = stage.begin()
+    stage.cluster.command(secondary, "pause", PAIR)
+    stage.cluster.wait("the pause", lambda: stage.cluster.status(primary)["paused"])
+    stage.cluster.kill_qemu(primary)
+    wait(2.0)
+    assert stage.cluster.status(secondary)["phase"] == "follow"
+    assert "paused" in stage.kinds(primary)
+    # The pause outlives the daemon.
+    stage.cluster.kill_daemon(secondary)
+    stage.cluster.start(secondary)
+    stage.wait_for_daemon(secondary)
+    wait(1.5)
+    assert stage.cluster.status(secondary)["phase"] == "follow"
+    with pytest.raises(LabError, match=f"order it on {secondary}"):
+        stage.cluster.command(primary, "failover", PAIR, "--yes")
+    stage.cluster.command(secondary, "failover", PAIR, "--yes")
+    stage.wait_promoted(secondary)
+    stage.cluster.command(primary, "resume", PAIR)
+    assert stage.wait_protected() == (secondary, primary)
+    stage.answers_go_on()
+
+
+@together
+def test_no_orphan_speaks(stage: Scene) -> None:
     """Both daemons stay away. The primary's QEMU holds output: its guard kills it. The secondary's
     is left alone: it has what clients know, and goes on when its daemon is back.
     """
-    with scene(replace(PATIENT, orphan_after="10s")) as stage:
-        primary, secondary = stage.wait_protected()
-        pid = stage.qemu_pid(secondary)
-        wait(12.0)  # a QEMU that is looked after may hold output for ever
-        assert stage.wait_protected() == (primary, secondary)
-        for name in (primary, secondary):
-            stage.cluster.kill_daemon(name)
-        assert stage.cluster.qemu(primary) is not None
-        stage.cluster.wait("the guard", lambda: stage.cluster.qemu(primary) is None)
-        assert stage.qemu_pid(secondary) == pid
-        for name in (primary, secondary):
-            stage.cluster.start(name)
-        stage.wait_promoted(secondary)
-        assert stage.wait_protected() == (secondary, primary)
-        stage.answers_go_on()
-        stage.finish()
+    primary, secondary = stage.begin()
+    pid = stage.qemu_pid(secondary)
+    wait(12.0)  # a QEMU that is looked after may hold output for ever
+    assert stage.wait_protected() == (primary, secondary)
+    for name in (primary, secondary):
+        stage.cluster.kill_daemon(name)
+    assert stage.cluster.qemu(primary) is not None
+    stage.cluster.wait("the guard", lambda: stage.cluster.qemu(primary) is None)
+    assert stage.qemu_pid(secondary) == pid
+    for name in (primary, secondary):
+        stage.cluster.start(name)
+    stage.wait_promoted(secondary)
+    assert stage.wait_protected() == (secondary, primary)
+    stage.answers_go_on()

@@ -1,6 +1,7 @@
-"""What an operator plans: switchover, unprotect, drain, stop; on real QEMU with a Linux guest."""
+"""What an operator plans: switchover, another period, unprotect, drain, stop; on real QEMU."""
 
 import os
+import signal
 import statistics
 import time
 from collections import defaultdict
@@ -9,7 +10,7 @@ import pytest
 
 from lab.cluster import PAIR
 from lab.namespace import LabError
-from tests.e2e.support import PATIENT, Scene, scene
+from tests.e2e.support import PATIENT, Scene, on_pair, scene
 
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(900)]
 
@@ -17,6 +18,8 @@ MOVES = int(os.environ.get("COLOHA_MOVES", "2"))
 """So many of each kind; 20 for a figure that means something."""
 GAP_MS = 100.0
 """Shorter silences are not told by the client."""
+
+together = on_pair("pair")
 
 
 def moved(stage: Scene, way: str) -> tuple[float, float]:
@@ -37,20 +40,21 @@ def moved(stage: Scene, way: str) -> tuple[float, float]:
     return began, ended
 
 
-def test_the_vm_changes_its_node() -> None:
+@together
+def test_the_vm_changes_its_node(stage: Scene) -> None:
     """By order, under load, with no wrong answer; and what clients notice, beside a crash."""
     spans = defaultdict(list)
-    with scene() as stage:
-        primary, secondary = stage.wait_protected()
-        for verb in ("switchover", "failover"):
-            with pytest.raises(LabError, match=f"order it on {primary}|in phase follow"):
-                stage.cluster.command(secondary, verb, PAIR, "--yes")
-        for number in range(3 * MOVES):
-            way = ("switchover", "failover", "crash")[number % 3]
-            spans[way].append(moved(stage, way))
-        told = {kind for name in stage.topology.hosts for kind in stage.kinds(name)}
-        assert {"switchover", "failover-ordered"} <= told
-        report = stage.finish()
+    primary, secondary = stage.begin()
+    for verb in ("switchover", "failover"):
+        with pytest.raises(LabError, match=f"order it on {primary}|in phase follow"):
+            stage.cluster.command(secondary, verb, PAIR, "--yes")
+    for number in range(3 * MOVES):
+        way = ("switchover", "failover", "crash")[number % 3]
+        spans[way].append(moved(stage, way))
+    told = {kind for name in stage.topology.hosts for kind in stage.kinds(name)}
+    assert {"switchover", "failover-ordered"} <= told
+    stage.answers_go_on()
+    report = stage.client.reports()[-1]
     gaps = {
         way: [
             max((g["length_ms"] for g in report.gap_list if a - 0.2 <= g["start"] <= b), default=0)
@@ -63,6 +67,27 @@ def test_the_vm_changes_its_node() -> None:
         ratio, worst = median / medians["crash"], max(gaps[way])
         print(f"{way}: {MOVES} moves, gap median {median:.0f} ms, at most {worst:.0f} ms,", end=" ")
         print(f"{ratio:.2f} of a crash's")
+
+
+@together
+def test_period_changes_on_reload(stage: Scene) -> None:
+    primary, _ = stage.begin()
+    cluster = stage.cluster
+    for name in stage.topology.hosts:
+        path = cluster.pair_file(name)
+        path.write_text(path.read_text().replace("period: 50ms", "period: 200ms"))
+        stage.topology.hosts[name].signal(cluster.daemon(name).pid, signal.SIGHUP)
+    cluster.wait("the new period", lambda: cluster.status(primary)["period_s"] == 0.2)
+    epochs = cluster.status(primary)["epochs"]
+    stage.answers_go_on(10)
+    assert cluster.status(primary)["epochs"] > epochs
+    # A broken file changes nothing, and is told.
+    good = path.read_text()
+    path.write_text("pair: [")
+    stage.topology.hosts[name].signal(cluster.daemon(name).pid, signal.SIGHUP)
+    cluster.wait("the refusal", lambda: "reload-refused" in stage.kinds(name))
+    assert cluster.protected()
+    path.write_text(good)
 
 
 def test_an_operator_ends_protection_and_the_vm() -> None:
