@@ -20,7 +20,8 @@ count = folder / ("count-" + told["action"])
 turn = int(count.read_text()) if count.exists() else 0
 count.write_text(str(turn + 1))
 answer = answers[min(turn, len(answers) - 1)]
-(folder / "pid").write_text(str(os.getpid()))
+(folder / "pid.new").write_text(str(os.getpid()))
+(folder / "pid.new").rename(folder / "pid")
 exec(answer.get("do", ""))
 print(answer.get("says", ""), file=sys.stderr, flush=True)
 sys.exit(answer["code"])
