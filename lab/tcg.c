@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 enum { PAGE = 4096, CHUNK = 64 * PAGE, KEPT = 4096, DIRTY_MEMORY_CODE = 1 };
 
@@ -47,8 +48,6 @@ extern uint64_t qemu_ram_get_offset(RAMBlock *);
 extern uint64_t qemu_ram_get_used_length(RAMBlock *);
 extern uint8_t physical_memory_range_includes_clean(uint64_t start, uint64_t length, uint8_t mask);
 extern void tb_invalidate_phys_range(CPUState *, uint64_t start, uint64_t last);
-extern void *memcpy(void *to, const void *from, size_t size);
-extern int memcmp(const void *a, const void *b, size_t size);
 
 int qemu_plugin_version = 7;
 

@@ -79,7 +79,7 @@ def patient(nodeid: str) -> bool:
 
 
 class Groups(LoadScopeScheduling):  # type: ignore[misc]
-    """Gives a worker all tests with guests, or a file of others, in the order of collection."""
+    """Gives a worker all hasty tests, or a file of others, in the order of collection."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "guests" if hasty(nodeid) else nodeid.partition("::")[0]

@@ -32,15 +32,10 @@ async def begin(address: tuple[str, int], key: bytes = KEY) -> None:
     (await invite(address, key, "alpha", "beta", REQUEST, PATIENCE_S)).close()
 
 
-async def admit(node: Node) -> None:
-    """Let the next one in who got so far as to be offered."""
-    await (await node.offer()).admit()
-
-
 async def still_works(node: Node) -> None:
     """An honest invitation goes through."""
     inviting = asyncio.create_task(begin(node.address))
-    await admit(node)
+    await (await node.offer()).admit()
     await inviting
 
 
@@ -60,10 +55,17 @@ def test_nodes_with_different_keys_do_not_meet(run: Runner, wrong: str) -> None:
 
     async def main() -> None:
         async with listening(key=keys[1]) as node:
-            admitting = asyncio.create_task(admit(node))
+            offered: list[Offer] = []
+
+            async def believe() -> None:
+                offered.append(await node.offer())
+                await offered[0].admit()
+
+            believing = asyncio.create_task(believe())
             with pytest.raises(ChannelError):
                 await begin(node.address, keys[0])
-            admitting.cancel()
+            believing.cancel()
+            assert not offered
             assert node.server.rejected == 1
             assert node.offers.empty()
 
@@ -77,7 +79,7 @@ def test_while_keys_are_changed_either_is_accepted(run: Runner, key: bytes) -> N
     async def main() -> None:
         async with listening(key=OTHER_KEY, others=(b"unused" * 6, KEY)) as node:
             inviting = asyncio.create_task(begin(node.address, key))
-            await admit(node)
+            await (await node.offer()).admit()
             await inviting
             with pytest.raises(ChannelError):
                 await begin(node.address, b"stranger" * 5)

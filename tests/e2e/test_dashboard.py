@@ -133,6 +133,7 @@ def test_scraping_costs_the_epochs_little(stage: Scene) -> None:
 
 @watched
 def test_every_panel_and_every_alert_has_data(stage: Scene) -> None:
+    """The last one: it leaves the VM without a secondary."""
     primary, secondary = stage.wait_protected()
     with prometheus(stage, stage.topology.hosts[secondary]) as ask:
         wait_until(lambda: _up(ask) == 2, "both targets", 30)

@@ -52,10 +52,7 @@ def back_again(stage: Scene, primary: str, secondary: str) -> None:
 @witnessed
 def test_a_frozen_host_is_switched_off_before_the_other_speaks(stage: Scene) -> None:
     """Frozen, not dead: it could go on at any time, between a check and what it allowed."""
-    primary, secondary = stage.begin()
-    stage.topology.hosts[primary].freeze()
-    fenced(stage, primary, secondary)
-    back_again(stage, primary, secondary)
+    a_frozen_host_is_switched_off(stage)
 
 
 @witnessed
@@ -65,10 +62,7 @@ def test_an_agent_that_fails_makes_the_secondary_hold(stage: Scene) -> None:
 
 @alone
 def test_without_a_witness_fencing_decides(stage: Scene) -> None:
-    primary, secondary = stage.begin()
-    stage.topology.hosts[primary].freeze()
-    fenced(stage, primary, secondary)
-    back_again(stage, primary, secondary)
+    a_frozen_host_is_switched_off(stage)
 
 
 @alone
@@ -86,6 +80,13 @@ def test_a_cut_link_without_a_witness_costs_one_host(stage: Scene) -> None:
 @alone
 def test_without_a_witness_an_agent_that_fails_makes_the_secondary_hold(stage: Scene) -> None:
     assert holds_while_the_agent_fails(stage) == "follow"
+
+
+def a_frozen_host_is_switched_off(stage: Scene) -> None:
+    primary, secondary = stage.begin()
+    stage.topology.hosts[primary].freeze()
+    fenced(stage, primary, secondary)
+    back_again(stage, primary, secondary)
 
 
 def holds_while_the_agent_fails(stage: Scene) -> str:

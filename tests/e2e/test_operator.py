@@ -12,7 +12,7 @@ from tests.e2e.support import PATIENT, Scene, on_pair, scene, wait
 pytestmark = [pytest.mark.qemu, pytest.mark.timeout(300)]
 
 RESTARTS = int(os.environ.get("COLOHA_RESTARTS", "5"))
-MANAGED_RESTARTS = 4
+MANAGED_RESTARTS = 6
 
 together = on_pair("pair", timing=replace(PATIENT, orphan_after="10s"))
 
